@@ -1,0 +1,125 @@
+"""The seam between the engine and everything that can be trained.
+
+A recipe is how one kind of model is trained; it builds a task. A task is a model, a batch that is a
+pure function of the step, and a loss that returns **sums per row**, never means: sums over rows,
+microbatches and ranks all add up to the same number, however the batch was split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from headway.records import Evaluation, Finding
+
+Inputs = Mapping[str, Any]
+RowSums = dict[str, Tensor]
+"""Name -> [rows] sums over each row's loss units. ``loss`` is the one that is differentiated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """Rows that go through the model together."""
+
+    inputs: Inputs
+    """What ``Task.loss`` reads; tensors on the CPU, moved to the device by the engine."""
+    rows: tuple[int, ...]
+    """Which rows of the data these are, in order; names the guilty when a step goes wrong."""
+    weights: tuple[float, ...]
+    """Loss units of each row."""
+    tokens: int
+    """Real tokens (or the recipe's unit of input); padding is not counted."""
+
+    @property
+    def weight(self) -> float:
+        """Loss units in this microbatch."""
+        return float(sum(self.weights))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedModel:
+    """Exactly what a checkpoint's ``model/`` folder holds, in the layout other tools read."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """File name (``adapter_model.safetensors``) -> tensor name -> the live tensor."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Small files beside them: ``adapter_config.json``, tokenizer files …"""
+
+
+class Task(Protocol):
+    """What a recipe builds and the engine trains."""
+
+    model: nn.Module
+    rows_per_epoch: int
+
+    def batch_at(self, step: int) -> Sequence[Microbatch]:
+        """This rank's share of the global batch that leads from ``step`` to ``step + 1``. Pure."""
+        ...
+
+    def held_out(self) -> Iterator[Microbatch]:
+        """This rank's share of the held-out rows, always the same, in a fixed order."""
+        ...
+
+    def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
+        """Named sums over each row's loss units. Differentiable in ``loss``."""
+        ...
+
+    def saved(self) -> SavedModel:
+        """What a checkpoint holds of the model: live tensors and the small files beside them."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a person should see before step 1: parameters, data counts, the mix as sampled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildContext:
+    """What a recipe may know of the run and the machine when it builds its task."""
+
+    seed: int
+    batch_size: int
+    """Rows per optimizer step over all ranks."""
+    microbatch_size: int | None
+    """Rows per forward pass on one rank; None: the task chooses by tokens."""
+    precision: str
+    device: str
+    rank: int
+    ranks: int
+    activation_checkpointing: bool
+    cache: Path
+    """Where prepared data and converted models may be kept between attempts."""
+    weights: Path | None = None
+    """A checkpoint's ``model/`` folder to take weights from (predict, evaluate, export), else None."""
+
+
+class Recipe(Protocol):
+    """How one kind of model is trained."""
+
+    Config: type[BaseModel]
+    """Validates the config's ``task:`` section."""
+
+    def build(self, config: Any, context: BuildContext) -> Task:
+        """Load data and model; raise a HeadwayError that says what to do when either is unusable."""
+        ...
+
+    def checks(self, config: Any) -> list[Finding]:
+        """What preflight should know about this kind of run, without loading the model."""
+        ...
+
+    def measure(self, task: Any, evaluation: Evaluation) -> Evaluation:
+        """Add metrics, baselines and what is shown of the worst rows to the engine's evaluation."""
+        ...
+
+    def predict(self, task: Any, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One answer of the trained model; keys are the recipe's own (``prompt`` -> ``text``)."""
+        ...
+
+    def export(self, task: Any, config: Any, to: Path, format: str) -> None:
+        """Write weights for use elsewhere; ConfigError for a format this recipe does not have."""
+        ...

@@ -1,0 +1,88 @@
+"""Layer 0: the plain facts that the engine yields and the rooms pass on. Standard library only.
+
+``step`` counts completed optimizer updates: the first report is step 1, a checkpoint at step N holds
+the weights after N updates, and ``batch_at(N)`` is the batch that leads from step N to step N + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one optimizer step did, over the whole global batch."""
+
+    step: int
+    loss: float
+    """Mean over the batch's loss units (supervised tokens, values, graphs), in the loss's own unit (nats for text)."""
+    learning_rate: float
+    grad_norm: float
+    """Euclidean norm of the whole gradient, before clipping."""
+    weight: float
+    """Loss units in the global batch."""
+    rows: int
+    tokens: int
+    """Real tokens (or the recipe's own unit of input) in the global batch; padding is not counted."""
+    seconds: float
+    """Wall time of the step, waiting for data included."""
+    memory_bytes: int
+    """Highest memory so far: of the GPU's allocator, or of the process where there is no GPU."""
+    also: Mapping[str, float] = field(default_factory=dict)
+    """Other means that the recipe's loss names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLoss:
+    """One held-out row and how badly the model did on it: what a person is shown."""
+
+    row: int
+    loss: float
+    """Mean over the row's loss units."""
+    weight: float
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    """What the recipe can show of the row: ``where``, ``prompt``, ``reference``, ``prediction`` …"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Measurements on held-out rows at one step; ``metrics['loss']`` is always there."""
+
+    step: int
+    rows: int
+    weight: float
+    metrics: Mapping[str, float]
+    baselines: Mapping[str, float]
+    """The same metrics for something trivial, named ``metric/baseline`` (``loss/untrained``)."""
+    seconds: float
+    worst: tuple[RowLoss, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One answer of a check: what is the case, why it matters, what to do."""
+
+    level: Literal["blocker", "warning", "note"]
+    name: str
+    what: str
+    why: str = ""
+    fix: str = ""
+
+
+class StopReason(Enum):
+    """Why an attempt ended. The value is what the journal says."""
+
+    FINISHED = "finished"
+    EARLY_STOP = "early stop"
+    SIGNAL = "signal"
+    BUDGET = "budget"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+    @property
+    def exit_code(self) -> int:
+        """0: nothing left to do. 75: stopped with a checkpoint, run it again. 76: the money is spent."""
+        return {"finished": 0, "early stop": 0, "signal": 75, "deadline": 75, "budget": 76, "error": 1}[self.value]
