@@ -1,7 +1,8 @@
 """Layer 0: the plain facts that the engine yields and the rooms pass on. Standard library only.
 
-``step`` counts completed optimizer updates: the first report is step 1, a checkpoint at step N holds
-the weights after N updates, and ``batch_at(N)`` is the batch that leads from step N to step N + 1.
+``step`` counts completed optimizer updates: the first report is step 1, a checkpoint at step N
+holds the weights after N updates, and ``batch_at(N)`` is the batch that leads from step N to step N
++ 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class StepReport:
 
     step: int
     loss: float
-    """Mean over the batch's loss units (supervised tokens, values, graphs), in the loss's own unit (nats for text)."""
+    """Mean over the batch's loss units (supervised tokens, values, graphs), in the loss's own
+    unit (nats for text)."""
     learning_rate: float
     grad_norm: float
     """Euclidean norm of the whole gradient, before clipping."""
@@ -26,7 +28,8 @@ class StepReport:
     """Loss units in the global batch."""
     rows: int
     tokens: int
-    """Real tokens (or the recipe's own unit of input) in the global batch; padding is not counted."""
+    """Real tokens (or the recipe's own unit of input) in the global batch; padding is not
+    counted."""
     seconds: float
     """Wall time of the step, waiting for data included."""
     memory_bytes: int
@@ -44,7 +47,8 @@ class RowLoss:
     """Mean over the row's loss units."""
     weight: float
     shown: Mapping[str, Any] = field(default_factory=dict)
-    """What the recipe can show of the row: ``where``, ``prompt``, ``reference``, ``prediction`` …"""
+    """What the recipe can show of the row: ``where``, ``prompt``, ``reference``, ``prediction``
+    …"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,5 +88,13 @@ class StopReason(Enum):
 
     @property
     def exit_code(self) -> int:
-        """0: nothing left to do. 75: stopped with a checkpoint, run it again. 76: the money is spent."""
-        return {"finished": 0, "early stop": 0, "signal": 75, "deadline": 75, "budget": 76, "error": 1}[self.value]
+        """0: nothing left to do. 75: stopped with a checkpoint, run it again. 76: the money is
+        spent."""
+        return {
+            "finished": 0,
+            "early stop": 0,
+            "signal": 75,
+            "deadline": 75,
+            "budget": 76,
+            "error": 1,
+        }[self.value]

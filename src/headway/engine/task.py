@@ -95,7 +95,8 @@ class BuildContext:
     cache: Path
     """Where prepared data and converted models may be kept between attempts."""
     weights: Path | None = None
-    """A checkpoint's ``model/`` folder to take weights from (predict, evaluate, export), else None."""
+    """A checkpoint's ``model/`` folder to take weights from (predict, evaluate, export), else
+    None."""
 
 
 class Recipe(Protocol):
@@ -105,7 +106,8 @@ class Recipe(Protocol):
     """Validates the config's ``task:`` section."""
 
     def build(self, config: Any, context: BuildContext) -> Task:
-        """Load data and model; raise a HeadwayError that says what to do when either is unusable."""
+        """Load data and model; raise a HeadwayError that says what to do when either is
+        unusable."""
         ...
 
     def checks(self, config: Any) -> list[Finding]:

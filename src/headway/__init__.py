@@ -1,0 +1,1 @@
+"""Train models on rented GPUs and lose nothing: not a step, not a dollar, not an experiment."""

@@ -1,0 +1,29 @@
+"""The next batch is made while this step computes: since batches are pure, one thread is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@contextmanager
+def ahead(batch_at: Callable[[int], T], until: int) -> Iterator[Callable[[int], T]]:
+    """``batch_at`` with the batch of the following step already under way, up to step ``until``.
+
+    An error in the thread is raised by the call that asks for that step.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="headway-batch") as pool:
+        waiting: dict[int, Future[T]] = {}
+
+        def take(step: int) -> T:
+            ready = waiting.pop(step, None) or pool.submit(batch_at, step)
+            batch = ready.result()
+            if step + 1 < until:
+                waiting[step + 1] = pool.submit(batch_at, step + 1)
+            return batch
+
+        yield take

@@ -1,0 +1,105 @@
+"""Held-out measurements with the loss that trains: same sums, no gradients, nothing disturbed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from headway.engine.precision import autocast
+from headway.engine.steps import on_device
+from headway.engine.task import Task
+from headway.engine.world import World
+from headway.errors import DataError
+from headway.records import Evaluation, RowLoss
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode and a forked random state; every module's mode is as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def evaluate(
+    task: Task,
+    *,
+    step: int,
+    world: World,
+    precision: str,
+    worst_rows: int = 0,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """The mean loss over all held-out rows, and the rows with the highest losses.
+
+    Returns None when ``interrupted`` asked to stop between two microbatches: a partial mean is no
+    measurement. Raises DataError when there are no held-out rows.
+    """
+    started = time.perf_counter()
+    rows: list[tuple[int, float, float]] = []
+    totals: dict[str, float] = {}
+    with undisturbed(task.model, world.device):
+        for microbatch in task.held_out():
+            with autocast(precision, world.device):
+                sums = task.loss(task.model, on_device(microbatch.inputs, world.device))
+            values = {name: total.float().tolist() for name, total in sums.items()}
+            for name, per_row in values.items():
+                totals[name] = totals.get(name, 0.0) + sum(per_row)
+            rows += zip(microbatch.rows, values["loss"], microbatch.weights, strict=True)
+            if (
+                world.ranks == 1 and interrupted()
+            ):  # ranks may hold different numbers of microbatches
+                return None
+    return _summed(totals, rows, step, world, worst_rows, started)
+
+
+def _summed(
+    totals: dict[str, float],
+    rows: list[tuple[int, float, float]],
+    step: int,
+    world: World,
+    worst_rows: int,
+    started: float,
+) -> Evaluation:
+    names = sorted(totals)
+    *sums, count, weight = world.sum(
+        [*(totals[name] for name in names), len(rows), sum(row[2] for row in rows)]
+    )
+    if weight == 0:
+        raise DataError("evaluation found no held-out loss unit; set task.data.eval")
+    worst = _worst(rows, worst_rows, world)
+    return Evaluation(
+        step=step,
+        rows=int(count),
+        weight=weight,
+        metrics={name: value / weight for name, value in zip(names, sums, strict=True)},
+        baselines={},
+        seconds=time.perf_counter() - started,
+        worst=worst,
+    )
+
+
+def _worst(rows: list[tuple[int, float, float]], keep: int, world: World) -> tuple[RowLoss, ...]:
+    """The ``keep`` rows of highest mean loss over all ranks; ties in row order."""
+    mine: list[tuple[float, ...]] = [
+        (total / weight, float(row), weight) for row, total, weight in rows
+    ]
+    everyone = world.gather(_hardest(mine, keep))
+    return tuple(
+        RowLoss(row=int(row), loss=loss, weight=weight)
+        for loss, row, weight in _hardest(everyone, keep)
+    )
+
+
+def _hardest(rows: list[tuple[float, ...]], keep: int) -> list[tuple[float, ...]]:
+    return sorted(rows, key=lambda row: (-row[0], row[1]))[:keep]

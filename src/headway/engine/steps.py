@@ -1,0 +1,169 @@
+"""The training loop: physics in one screen. What is done with each step is in
+``headway/run.py``."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headway.engine.ahead import ahead
+from headway.engine.optim import clip, set_learning_rate
+from headway.engine.precision import autocast, seed_step
+from headway.engine.schedule import Schedule
+from headway.engine.state import TrainState
+from headway.engine.task import Inputs, Microbatch, RowSums, Task
+from headway.engine.world import World
+from headway.errors import NonFiniteStep
+from headway.records import StepReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the config fixes of the mathematics, resolved to steps."""
+
+    num_steps: int
+    seed: int
+    schedule: Schedule
+    max_grad_norm: float
+    precision: str
+
+
+def train_steps(task: Task, state: TrainState, plan: Plan, world: World) -> Iterator[StepReport]:
+    """Yield a report after each optimizer step; at every yield ``state`` is safe to save.
+
+    Raises NonFiniteStep before the optimizer runs: weights and ``state.step`` are then untouched.
+    """
+    row_sums = world.replicate(RowSumsOf(task))
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    task.model.train()
+    with ahead(task.batch_at, until=plan.num_steps) as batch_at:
+        while state.step < plan.num_steps:
+            started = time.perf_counter()
+            rate = plan.schedule.at(state.step)
+            seed_step(plan.seed, state.step, world.rank)  # dropout: a function of (seed, step)
+            microbatches = batch_at(state.step)  # pure: nothing about a loader is ever saved
+            weight, rows, tokens = world.sum(sizes(microbatches))
+
+            totals: list[dict[str, Tensor]] = []
+            for microbatch in microbatches:
+                with gradients_meet(row_sums, at=microbatch is microbatches[-1]):
+                    with autocast(plan.precision, world.device):
+                        sums = row_sums(on_device(microbatch.inputs, world.device))
+                    # Sums over rows, microbatches and ranks, divided once by the global weight:
+                    # never a mean of means. (DDP averages over ranks, hence the factor.)
+                    (sums["loss"].sum() * (world.ranks / weight)).backward()
+                totals.append({name: rows.detach() for name, rows in sums.items()})
+
+            norm = clip(parameters, plan.max_grad_norm)
+            means, grad_norm = read(totals, norm, weight, world)  # the step's one host sync
+            refuse_non_finite(state.step, means["loss"], grad_norm, microbatches, totals)
+            set_learning_rate(state.optimizer, rate)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+
+            state.step += 1
+            state.rows += int(rows)
+            state.tokens += int(tokens)
+            yield StepReport(
+                step=state.step,
+                loss=means.pop("loss"),
+                learning_rate=rate,
+                grad_norm=grad_norm,
+                weight=weight,
+                rows=int(rows),
+                tokens=int(tokens),
+                seconds=time.perf_counter() - started,
+                memory_bytes=peak_memory_bytes(world.device),
+                also=means,
+            )
+
+
+class RowSumsOf(nn.Module):
+    """The task's loss as a module's forward, so that DDP sees the call that leads to the
+    gradients."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._loss = task.loss
+
+    def forward(self, inputs: Inputs) -> RowSums:
+        """Named sums per row: name -> [rows]."""
+        return self._loss(self.model, inputs)
+
+
+def sizes(microbatches: Sequence[Microbatch]) -> tuple[float, int, int]:
+    """Loss units, rows and tokens of this rank's share."""
+    return (
+        sum(m.weight for m in microbatches),
+        sum(len(m.rows) for m in microbatches),
+        sum(m.tokens for m in microbatches),
+    )
+
+
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """The same inputs with every tensor on the device."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+
+
+@contextmanager
+def gradients_meet(module: nn.Module, at: bool) -> Iterator[None]:
+    """Gradients are exchanged between ranks once a step: at its last microbatch."""
+    if at or not isinstance(module, nn.parallel.DistributedDataParallel):
+        yield
+    else:
+        with module.no_sync():
+            yield
+
+
+def read(
+    totals: Sequence[dict[str, Tensor]], norm: Tensor, weight: float, world: World
+) -> tuple[dict[str, float], float]:
+    """Means over the global batch by name, and the gradient norm, with one wait for the device."""
+    names = list(totals[0])
+    sums = [torch.stack([t[name].sum().double() for t in totals]).sum() for name in names]
+    *values, grad_norm = torch.stack([*sums, norm.double()]).tolist()
+    means = [value / weight for value in world.sum(values)]
+    return dict(zip(names, means, strict=True)), grad_norm
+
+
+def refuse_non_finite(
+    step: int,
+    loss: float,
+    grad_norm: float,
+    microbatches: Sequence[Microbatch],
+    totals: Sequence[dict[str, Tensor]],
+) -> None:
+    """Raise before the optimizer can spread a NaN; name the rows whose loss is not finite."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    guilty = [
+        row
+        for microbatch, sums in zip(microbatches, totals, strict=True)
+        for row, value in zip(microbatch.rows, sums["loss"].tolist(), strict=True)
+        if not math.isfinite(value)
+    ]
+    rows = f"rows {guilty} have a non-finite loss" if guilty else "every row's loss is finite"
+    raise NonFiniteStep(
+        f"step {step + 1} was refused: loss {loss}, gradient norm {grad_norm}; {rows}. "
+        "The weights are those of the step before. Look at these rows (headway data show), lower "
+        "train.learning_rate, or set train.max_grad_norm"
+    )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory so far: the GPU allocator's peak, or the process's resident peak without a
+    GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
