@@ -81,8 +81,7 @@ def adapt(
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"task.tuning.target_modules: {targets} fits no layer: {error}") from
-        error
+        raise ConfigError(f"task.tuning.target_modules: {targets}: {error}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()  # adapters train in fp32 over any base
@@ -104,7 +103,7 @@ def add_tokens(
     New rows start at the mean of the old ones, so that they start as nobody in particular.
     """
     new = [token for token in tokens if token not in tokenizer.get_vocab()]
-    tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
+    tokenizer.add_tokens(new, special_tokens=True)
     ids = [int(i) for i in tokenizer.convert_tokens_to_ids(new)]
     table = model.get_input_embeddings().weight
     if ids and max(ids) >= table.shape[0]:
