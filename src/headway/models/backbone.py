@@ -1,0 +1,95 @@
+"""Splits a causal language model into its body, which makes hidden states, and its output head.
+
+Logits are the largest tensor of language-model training and most of them are never looked at, so
+nothing here ever asks a model for its logits: the body runs, and the head is applied by `lm_loss`
+where a token is predicted. What a family does between the two (a scale, a soft cap) is read from
+its config and then **proved** on random tokens, so that an unknown twist is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headway.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A causal language model in two pieces: logits = softcap(scale * head(body(tokens)))."""
+
+    body: Any
+    """Returns ``last_hidden_state`` [batch, tokens, hidden]."""
+    head: Any
+    """Has ``weight`` [vocabulary, hidden] and perhaps ``bias`` [vocabulary]."""
+    scale: float = 1.0
+    """Cohere's ``logit_scale``; one over Granite's ``logits_scaling``."""
+    softcap: float | None = None
+    """Gemma 2's ``final_logit_softcapping`` c: logits are c * tanh(logits / c)."""
+
+
+def base_model(model: nn.Module) -> Any:
+    """The Hugging Face model inside PEFT's shell, or the model itself. Adapters stay in place."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if callable(unwrap) else model
+
+
+def backbone(model: nn.Module) -> Backbone:
+    """Body and head of any ``AutoModelForCausalLM``, PEFT-wrapped or not.
+
+    Cheap: call it as often as needed. ``prove_backbone`` says once whether the split is right.
+    Raises ConfigError where the model has no separable body or head.
+    """
+    base = base_model(model)
+    body = getattr(base, getattr(base, "base_model_prefix", "") or "-", None)
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if not isinstance(body, nn.Module) or getattr(head, "weight", None) is None:
+        raise ConfigError(
+            f"{type(base).__name__} has no separate body and output head, so it cannot be trained "
+            "as a language model here; use a causal language model (AutoModelForCausalLM)"
+        )
+    text = base.config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0)
+    scale /= float(getattr(text, "logits_scaling", None) or 1.0)
+    return Backbone(body, head, scale, getattr(text, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def prove_backbone(model: nn.Module) -> Backbone:
+    """Check on random tokens that head(body(tokens)) are the model's own logits.
+
+    Call it before ``attention.isolate``. Raises ConfigError where they differ: the family does something to its logits unknown here.
+    """
+    parts, base = backbone(model), base_model(model)
+    weight = parts.head.weight
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, min(weight.shape[0], 1000), (1, 8), generator=generator)
+    training = base.training
+    base.eval()
+    try:
+        calls = {"input_ids": ids.to(weight.device), "use_cache": False}
+        own = base(**calls).logits.float()
+        hidden = parts.body(**calls).last_hidden_state
+        split = shape_logits(
+            parts.head(hidden.to(weight.dtype)).float(), parts.scale, parts.softcap
+        )
+    finally:
+        base.train(training)
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 2e-2
+    error = (own - split).abs().max().item()
+    if not error <= tolerance * max(1.0, own.abs().max().item()):
+        raise ConfigError(
+            f"{type(base).__name__} changes its logits after the output head in a way headway does "
+            f"not know (largest difference {error:.3g}); its loss would be wrong, so it is refused"
+        )
+    return parts
+
+
+def shape_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """What a family does to the head's output before the softmax. Any shape."""
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
