@@ -1,0 +1,67 @@
+"""What makes two configs the same run, and how they differ where they are not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from headway.config.problems import spell
+from headway.config.run_config import RunConfig
+from headway.config.shape import Path
+
+ABSENT = object()
+
+
+def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that decides what is learned: recipe, train, task and seed.
+
+    Mechanics (hardware), measurements, retention, money and names may change between attempts.
+    """
+    seed = tree.get("run", {}).get("seed")
+    kept = {key: tree.get(key) for key in ("recipe", "train", "task")}
+    return {**kept, "run": {"seed": seed}}
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Sixteen hex digits that are equal for equal identities, however the config was written."""
+    text = json.dumps(_plain(identity(config.tree())), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line per key that differs: ``train.learning_rate: 0.0002 -> 0.0003``."""
+    before, after = dict(_leaves(_plain(old))), dict(_leaves(_plain(new)))
+    return [
+        f"{spell(path)}: {_show(before.get(path, ABSENT))} -> {_show(after.get(path, ABSENT))}"
+        for path in dict.fromkeys((*before, *after))
+        if _show(before.get(path, ABSENT)) != _show(after.get(path, ABSENT))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """2.0 and 2 are one number, and a tuple is a list."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Lists of plain values are leaves, so that a changed list is one readable line."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, value
+
+
+def _show(value: Any) -> str:
+    return "(absent)" if value is ABSENT else json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,206 @@
+"""The config's sections: what can be written, in which unit, and what it is when left out.
+
+Sections are closed (an unknown key is an error), frozen, and strict: ``"16"`` is not 16. A section
+of a room that may be absent is ``None`` when it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_serializer,
+    model_validator,
+)
+
+CLOSED = ConfigDict(
+    extra="forbid",
+    frozen=True,
+    strict=True,
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+    validate_default=False,
+)
+"""The model_config of every section, a recipe's included: closed, frozen, strict, documented."""
+
+
+def _whole(value: Any) -> Any:
+    """``1e9`` is how people write a budget, and YAML reads it as a float."""
+    is_whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
+    return int(value) if is_whole else value
+
+
+def _share_or_steps(value: float) -> float | int:
+    if value < 1:
+        return float(value)
+    if isinstance(value, int):
+        return value
+    raise ValueError("a share of the run is below 1, a number of steps is a whole number (no '.')")
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+"""A whole number of at least 1; ``1e9`` is read as one."""
+Warmup = Annotated[int | float, Field(ge=0), AfterValidator(_share_or_steps)]
+
+
+class Run(BaseModel):
+    """Which run this is and where it lives."""
+
+    model_config = CLOSED
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Name of the run and of its directory under `root`; left out: the config file's name without
+    its ending. Letters, digits, `.`, `_` and `-`."""
+    root: Path = Field(default=Path("runs"), strict=False)
+    """Directory that holds the runs, relative to the working directory."""
+    seed: int = Field(default=17, ge=0, lt=2**32)
+    """Decides data order, initial weights, dropout and noise."""
+
+
+class Horizon(BaseModel):
+    """How long the run trains. Exactly one of the three."""
+
+    model_config = CLOSED
+
+    steps: Count | None = None
+    """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows; a fraction is allowed."""
+    tokens: Count | None = None
+    """Real tokens (padding is not counted), the last step's batch included."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [key for key in ("steps", "epochs", "tokens") if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none of them"
+            raise ValueError(f"write exactly one of steps, epochs and tokens (found {found})")
+        return self
+
+    @model_serializer
+    def _only_what_was_written(self) -> dict[str, int | float]:
+        given = {"steps": self.steps, "epochs": self.epochs, "tokens": self.tokens}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class Train(BaseModel):
+    """The mathematics of the run: everything here decides what is learned."""
+
+    model_config = CLOSED
+
+    horizon: Horizon
+    """How long the run trains: exactly one of `steps`, `epochs` and `tokens`."""
+    batch_size: Count
+    """Rows per optimizer step over all GPUs. Accumulation follows from it and is never set."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate, per optimizer step."""
+    warmup: Warmup = 0.0
+    """Linear warm-up: below 1 a share of the steps, from 1 on a whole number of steps."""
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """Shape of the learning rate after the warm-up, over optimizer steps; `wsd` is warm-up, stable,
+    decay (arXiv:2404.06395)."""
+    min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak."""
+    decay: float = Field(default=0.2, gt=0, le=1)
+    """`wsd` only: share of the steps in the decay at the end."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW with 32-bit state, or bitsandbytes' with 8-bit state (extra `qlora`)."""
+    betas: tuple[
+        Annotated[float, Field(ge=0, lt=1)],
+        Annotated[float, Field(ge=0, lt=1)],
+    ] = Field(default=(0.9, 0.999), strict=False)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, on matrices only (not on biases and norm gains)."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients longer than this (Euclidean norm) are scaled down to it; 0 turns clipping off."""
+
+
+class Hardware(BaseModel):
+    """The mechanics: how the machine does it. Nothing here is part of the run's identity."""
+
+    model_config = CLOSED
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes the GPU if there is one."""
+    microbatch_size: Literal["auto"] | Count = "auto"
+    """Rows per forward pass on each GPU; `auto` chooses what fits."""
+    precision: Literal["bf16", "fp32", "bf16_pure"] = "bf16"
+    """`bf16` computes in bfloat16 over fp32 weights (autocast), `fp32` in fp32; `bf16_pure` also
+    keeps the weights in bfloat16."""
+    activation_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    threads: Count | None = None
+    """CPU threads of torch; left out: torch decides."""
+    deterministic: bool = True
+    """Deterministic kernels: the same run twice on one machine gives the same bits."""
+
+
+class EarlyStop(BaseModel):
+    """Stop when the held-out loss no longer falls."""
+
+    model_config = CLOSED
+
+    patience: Count
+    """Evaluations without improvement before the run stops."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """How much lower than the best a loss must be to count as better, in the loss's unit."""
+
+
+class Evaluate(BaseModel):
+    """Measure on held-out rows while training. Left out: no evaluation."""
+
+    model_config = CLOSED
+
+    every_steps: Count
+    """Optimizer steps between evaluations; the last step is always evaluated."""
+    at_start: bool = True
+    """Evaluate before step 1 too: the number that everything later is compared with."""
+    max_rows: Count | None = None
+    """Held-out rows to measure, always the same ones; left out: all."""
+    worst_rows: int = Field(default=20, ge=0)
+    """How many of the rows with the highest loss to keep for the report."""
+    early_stop: EarlyStop | None = None
+    """When to stop before the horizon; left out: never."""
+
+
+class Checkpoint(BaseModel):
+    """When to save, and what to keep. The best and the newest are never deleted."""
+
+    model_config = CLOSED
+
+    every_steps: Count | None = None
+    """Save every so many optimizer steps; left out: by time only."""
+    every_minutes: float | None = Field(default=15.0, gt=0)
+    """Save at the first step boundary after so many minutes; null: by steps only."""
+    keep_last: Count = 2
+    """How many of the newest checkpoints to keep."""
+    keep_best: int = Field(default=1, ge=0)
+    """How many of the checkpoints with the lowest held-out loss to keep."""
+    keep_every_steps: Count | None = None
+    """Also keep each checkpoint whose step is a multiple of this, for ever; left out: none."""
+
+
+class Cost(BaseModel):
+    """What the machine costs. Left out: no money is counted."""
+
+    model_config = CLOSED
+
+    gpu: str | None = None
+    """The rented hardware's name, as the report should show it."""
+    usd_per_hour: float = Field(ge=0)
+    """Price of the whole machine, in US dollars per hour."""
+    budget_usd: float | None = Field(default=None, gt=0)
+    """The run saves and stops before it has cost more than this, in US dollars over all attempts;
+    left out: no limit."""
