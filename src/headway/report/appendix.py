@@ -1,0 +1,186 @@
+"""The back of the report: how the run went, what it ran on, how to go on from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from html import escape
+from typing import Any
+
+from headway.report.page import table
+from headway.report.summary import Summary, best_evaluation, hardware_name
+from headway.report.timeline import Event, Timeline
+from headway.report.words import clock, count, duration, instant, size
+
+NOTICES = 20
+
+
+def attempts(told: Timeline) -> str:
+    """A table of process lifetimes, when there was more than one."""
+    if len(told.attempts) < 2:
+        return ""
+    head = [
+        ("", "attempt"),
+        ("", "began"),
+        ("", "from step"),
+        ("text", "hardware"),
+        ("text", "host"),
+    ]
+    rows = [
+        (
+            "",
+            [
+                count(attempt.get("attempt", n)),
+                clock(instant(attempt.get("at"))),
+                count(attempt.get("restored_step") or 0),
+                hardware_name(attempt.get("hardware")) or "–",
+                str(attempt.get("host") or "–"),
+            ],
+        )
+        for n, attempt in enumerate(told.attempts, 1)
+    ]
+    redone = (
+        f'<p class="note">{count(told.redone_steps)} steps lay after the checkpoint that a restart '
+        "went back to, and were done again. The curves show them once; time and cost count them "
+        "twice.</p>"
+        if told.redone_steps
+        else ""
+    )
+    return f"<section><h2>Attempts</h2>{redone}{table(head, rows)}</section>"
+
+
+def checkpoints(told: Timeline, on_disk: Mapping[int, int] | None) -> str:
+    """The checkpoints that are there (or were saved, where nobody looked), and what saving cost."""
+    saves = {int(save["step"]): save for save in told.saves}
+    steps = sorted(saves if on_disk is None else on_disk)
+    if not steps:
+        return ""
+    best = best_evaluation([e for e in told.evaluations if e["step"] in steps])
+    head = [
+        ("", "step"),
+        ("", "size"),
+        ("", "training stood still"),
+        ("", "write took"),
+        ("text", ""),
+    ]
+    rows = []
+    for step in steps[-30:]:
+        save = saves.get(step, {})
+        is_best = best is not None and best["step"] == step
+        size_bytes = (on_disk or {}).get(step, save.get("bytes"))
+        cells = [count(step), size(size_bytes), duration(save.get("stall_seconds"))]
+        cells += [duration(save.get("write_seconds")), "best" if is_best else ""]
+        rows.append(("best" if is_best else "", cells))
+    gone = len(set(saves) - set(steps))
+    words = f"{count(len(steps))} on disk" if on_disk is not None else f"{count(len(steps))} saved"
+    words += f", {count(gone)} older ones deleted by retention" if gone else ""
+    return f'<section><h2>Checkpoints</h2><p class="note">{words}.</p>{table(head, rows)}</section>'
+
+
+def notices(told: Timeline) -> str:
+    """What the run warned of, in its own words."""
+    if not told.notices:
+        return ""
+    shown = told.notices[-NOTICES:]
+    items = "".join(
+        f"<dt>{escape(clock(instant(notice.get('at'))))}</dt><dd>{escape(_notice(notice))}</dd>"
+        for notice in shown
+    )
+    left_out = len(told.notices) - len(shown)
+    note = f'<p class="note">{count(left_out)} earlier ones are in journal.jsonl.</p>' * bool(
+        left_out
+    )
+    return f'<section><h2>Warnings</h2>{note}<dl class="facts">{items}</dl></section>'
+
+
+def _notice(notice: Event) -> str:
+    kind = str(notice.get("event", "")).replace("_", " ")
+    what = notice.get("what") or notice.get("message") or notice.get("why")
+    if kind == "warning" and what:
+        return str(what)
+    rest = {key: value for key, value in notice.items() if key not in ("event", "at")}
+    return f"{kind}: {what or ', '.join(f'{key} {value}' for key, value in rest.items())}"
+
+
+def config(lines: Sequence[str]) -> str:
+    """The config keys that were set to something else than their default."""
+    if not lines:
+        return ""
+    return (
+        '<section><h2>Config</h2><p class="note">What differs from the defaults; config.yaml has '
+        f"all of it.</p><pre>{escape(chr(10).join(lines))}</pre></section>"
+    )
+
+
+def environment(told: Timeline) -> str:
+    """Hardware and versions of the last attempt, and the plan's facts."""
+    last = told.attempts[-1] if told.attempts else {}
+    facts: list[tuple[str, Any]] = []
+    for key in ("hardware", "versions"):
+        value = last.get(key)
+        facts += _flat(value, "") if isinstance(value, Mapping) else [(key, value)] if value else []
+    plan = [
+        *((key, told.plan.get(key)) for key in ("batch_size", "rows_per_epoch")),
+        ("parameters", told.plan.get("parameters")),
+        ("trainable parameters", told.plan.get("trainable")),
+        *_flat(told.plan.get("facts") or {}, ""),
+    ]
+    sections = (("What was trained", plan), ("Environment", facts))
+    return "".join(
+        f'<section><h2>{title}</h2><dl class="facts">{items}</dl></section>'
+        for title, pairs in sections
+        if (items := _pairs(pairs))
+    )
+
+
+def _flat(tree: Mapping[str, Any], above: str) -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{above} {key}".strip()
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        else:
+            yield name, value
+
+
+def _pairs(pairs: Iterable[tuple[str, Any]]) -> str:
+    return "".join(
+        f"<dt>{escape(_title(name))}</dt><dd>{escape(_value(name, value))}</dd>"
+        for name, value in pairs
+        if value is not None and value != ""
+    )
+
+
+def _title(name: str) -> str:
+    """A key as words, its unit left to the value: ``memory_bytes`` -> ``memory``."""
+    return name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+
+
+def _value(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and name.endswith("_bytes"):
+        return size(value)
+    if isinstance(value, int | float) and name.endswith("_seconds"):
+        return duration(value)
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def commands(pairs: Sequence[tuple[str, str]]) -> str:
+    """How to go on from here, ready to paste."""
+    if not pairs:
+        return ""
+    text = "\n\n".join(f"# {what}\n{command}" for what, command in pairs)
+    return f"<section><h2>Go on from here</h2><pre>{escape(text)}</pre></section>"
+
+
+def footer(summary: Summary, written_at: datetime) -> str:
+    """When the page was written and how fresh its journal was."""
+    last = f"last event {clock(summary.last_at)}; " if summary.last_at else ""
+    return (
+        f'<footer class="note">Rendered from journal.jsonl ({last}page written '
+        f"{clock(written_at)}). Every number was measured in this run.</footer>"
+    )

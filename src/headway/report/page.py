@@ -1,0 +1,150 @@
+"""The report's page: its skeleton and its style. No script, no font file, nothing from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from string import Template
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fdfdfc; --raised: #f5f5f2; --ink: #1d2126; --muted: #5b6470; --hairline: #e3e5e8;
+  --train: #2a5d9c; --heldout: #b3541e; --mark: #9aa1ab;
+  --good: #2f7a4d; --wait: #2a5d9c; --bad: #a83232;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14171b; --raised: #1c2025; --ink: #e3e6ea; --muted: #98a2ae; --hairline: #2b3138;
+    --train: #7fb1ea; --heldout: #e6a06f; --mark: #6c7683;
+    --good: #78c596; --wait: #7fb1ea; --bad: #ec8f8f;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
+    "DejaVu Sans", sans-serif;
+  font-variant-numeric: tabular-nums lining-nums;
+}
+main { max-width: 61rem; margin: 0 auto; padding: 3.5rem 1.5rem 5rem; }
+header { margin-bottom: 3rem; }
+.kicker { margin: 0; color: var(--muted); font-size: .875rem; }
+h1 { margin: .2rem 0 1.2rem; font-size: 2.1rem; line-height: 1.2; font-weight: 650;
+  letter-spacing: -.015em; overflow-wrap: anywhere; }
+h2 { margin: 4rem 0 .5rem; font-size: 1.3rem; line-height: 1.3; font-weight: 650;
+  letter-spacing: -.008em; }
+h3 { margin: 0; font-size: .95rem; font-weight: 600; }
+p { margin: 0 0 .8rem; max-width: 44rem; }
+.lead { font-size: 1.125rem; line-height: 1.65; }
+.note, figcaption, .unit { color: var(--muted); font-size: .875rem; }
+.note { line-height: 1.55; }
+.state { display: inline-flex; align-items: center; gap: .5em; margin: 0 0 1rem;
+  font-weight: 600; font-size: .95rem; color: var(--tone); }
+.state::before { content: ""; width: .6em; height: .6em; border-radius: 50%;
+  background: var(--tone); }
+.finished { --tone: var(--good); } .running { --tone: var(--wait); }
+.stopped, .not-started { --tone: var(--muted); } .dead { --tone: var(--bad); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr));
+  gap: 1.6rem 1.5rem; margin: 2rem 0 0; padding: 1.4rem 0 0;
+  border-top: 1px solid var(--hairline); }
+.figures dt { color: var(--muted); font-size: .8125rem; }
+.figures dd { margin: 0; font-size: 1.375rem; line-height: 1.35; font-weight: 600;
+  letter-spacing: -.01em; }
+.figures dd span { display: block; color: var(--muted); font-size: .8125rem; font-weight: 400;
+  letter-spacing: 0; }
+figure { margin: 2rem 0 0; min-width: 0; break-inside: avoid; }
+figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1.3em; }
+figure svg { display: block; width: 100%; height: auto; margin-top: .4rem; overflow: visible; }
+figure svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem 2.5rem; }
+.narrow { display: none !important; }
+.key { display: inline-flex; align-items: center; gap: .45em; }
+.key::before { content: ""; width: 1.1em; height: 0; border-top: 2.5px solid var(--line);
+  border-radius: 2px; }
+.train { --line: var(--train); } .heldout { --line: var(--heldout); }
+.scroll { overflow-x: auto; margin: 1rem 0 0; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { padding: .42rem 1.4rem .42rem 0; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--hairline); vertical-align: baseline; }
+th:last-child, td:last-child { padding-right: 0; }
+th { color: var(--muted); font-weight: 500; font-size: .8125rem; vertical-align: bottom; }
+th.text, td.text { text-align: left; white-space: normal; }
+td.baseline, td.faint { color: var(--muted); }
+tr.best td { font-weight: 650; }
+tr.best td.baseline { font-weight: 400; }
+.row { margin: 1.5rem 0 0; padding: 1.1rem 1.25rem 1.25rem; background: var(--raised);
+  border-radius: .5rem; break-inside: avoid-page; }
+.row > h3 { display: flex; flex-wrap: wrap; gap: 0 1.2em; justify-content: space-between; }
+.row > h3 span { color: var(--muted); font-weight: 400; font-size: .875rem; }
+.row dl { margin: .7rem 0 0; display: grid; grid-template-columns: 6.5rem minmax(0, 1fr);
+  gap: .55rem 1rem; }
+.row dt { color: var(--muted); font-size: .875rem; overflow-wrap: anywhere; }
+.row dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .925rem;
+  line-height: 1.5; }
+.row dd i { color: var(--muted); font-style: normal; }
+.facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr);
+  gap: .3rem 1.75rem; margin: 1rem 0 0; font-size: .925rem; }
+.facts dt { color: var(--muted); } .facts dd { margin: 0; overflow-wrap: anywhere; }
+pre { margin: 1rem 0 0; padding: 1rem 1.25rem; background: var(--raised); border-radius: .5rem;
+  font: .85rem/1.6 ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono",
+    monospace; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hairline); }
+@media (max-width: 46rem) {
+  main { padding: 2rem 1.1rem 3.5rem; }
+  h1 { font-size: 1.65rem; }
+  h2 { margin-top: 3rem; }
+  .pair { grid-template-columns: 1fr; }
+  .wide { display: none !important; } .narrow { display: block !important; }
+  .figures { grid-template-columns: 1fr 1fr; }
+  .row dl { grid-template-columns: 1fr; gap: .1rem; } .row dd { margin-bottom: .6rem; }
+  .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; }
+}
+@media print {
+  @page { margin: 16mm 15mm; }
+  body { font-size: 10pt; }
+  main { max-width: none; padding: 0; }
+  h2 { margin-top: 2rem; } h2, h3 { break-after: avoid; }
+  .wide { display: block !important; } .narrow { display: none !important; }
+  .pair { grid-template-columns: 1fr 1fr; }
+  .scroll { overflow: visible; } tr { break-inside: avoid; }
+  .row, pre { border: 1px solid var(--hairline); background: none; }
+}
+"""
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+$body
+</main>
+</body>
+</html>
+""")
+
+
+def table(head: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A table. ``head``: (class of the column, title); ``rows``: (class of the row, cells)."""
+    top = "".join(f'<th class="{kind}">{escape(title)}</th>' for kind, title in head)
+    body = "".join(
+        f'<tr class="{kind}">'
+        + "".join(
+            f'<td class="{column}">{escape(cell)}</td>'
+            for (column, _), cell in zip(head, cells, strict=True)
+        )
+        + "</tr>"
+        for kind, cells in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
