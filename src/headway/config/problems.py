@@ -62,8 +62,9 @@ class InvalidConfig(ConfigError):
         super().__init__("\n".join([count, *map(str, self.problems)]).strip())
 
     def placed(self, places: Mapping[Path, Place]) -> InvalidConfig:
-        """The same problems, each with the place of its key or of the nearest key around it."""
-        return InvalidConfig([_placed(problem, places) for problem in self.problems])
+        """The same problems in the file's order, each with the place of its key or the nearest."""
+        placed = [_placed(problem, places) for problem in self.problems]
+        return InvalidConfig(sorted(placed, key=_reading_order))
 
 
 def spell(path: Path) -> str:
@@ -82,11 +83,22 @@ def find_problems(errors: Iterable[Details], tree: Any, root: Schema) -> list[Pr
         together.setdefault(_written_path(error, tree), []).append(error)
     found: list[Problem] = []
     for path, group in together.items():
+        if group[0]["type"].endswith("_type") and any(_inside(path, other) for other in together):
+            continue  # another member of this union came further, and says more
         if group[0]["type"] == "extra_forbidden":
             found += _unknown_key(path, group[0]["input"], tree, root)
         else:
             found.append(Problem(path, _say(path, group, tree, root)))
     return found
+
+
+def _reading_order(problem: Problem) -> tuple[str, int, int]:
+    place = problem.place
+    return (place.file, place.line, place.column) if place else ("", 0, 0)
+
+
+def _inside(path: Path, other: Path) -> bool:
+    return len(other) > len(path) and other[: len(path)] == path
 
 
 def _placed(problem: Problem, places: Mapping[Path, Place]) -> Problem:
@@ -172,7 +184,7 @@ def _wrong_value(path: Path, group: Sequence[Details]) -> str:
     value = group[0]["input"]
     said = VALUES.get((str(path[-1]) if path else "", str(value).lower()))
     if said:
-        return f"{value!r} is another tool's word; {said}"
+        return f"{value!r} is not known here; {said}"
     choices = [re.findall(r"'([^']*)'", e["msg"]) for e in group if e["type"] == "literal_error"]
     if len(choices) == len(group) and isinstance(value, str):
         return _not_one_of(value, [choice for each in choices for choice in each])
@@ -185,7 +197,8 @@ def _wrong_value(path: Path, group: Sequence[Details]) -> str:
 
 
 def _wanted(message: str) -> str:
-    return message.removeprefix("Input should be ").split(", unable to parse")[0]
+    said = message.removeprefix("Input should be ").removeprefix("String should ")
+    return said.split(", unable to parse")[0].replace("match pattern", "text of the form")
 
 
 def _not_one_of(value: Any, choices: Sequence[str]) -> str:

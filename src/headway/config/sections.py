@@ -26,7 +26,6 @@ CLOSED = ConfigDict(
     strict=True,
     allow_inf_nan=False,
     use_attribute_docstrings=True,
-    validate_default=False,
 )
 """The model_config of every section, a recipe's included: closed, frozen, strict, documented."""
 
@@ -45,9 +44,12 @@ def _share_or_steps(value: float) -> float | int:
     raise ValueError("a share of the run is below 1, a number of steps is a whole number (no '.')")
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 """A whole number of at least 1; ``1e9`` is read as one."""
-Warmup = Annotated[int | float, Field(ge=0), AfterValidator(_share_or_steps)]
+Warmup = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)],
+    AfterValidator(_share_or_steps),
+]
 
 
 class Run(BaseModel):

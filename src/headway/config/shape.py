@@ -67,6 +67,8 @@ def _objects(root: Schema, part: Schema, tree: Any) -> Iterator[Schema]:
         yield from _objects(root, root["$defs"][name], tree)
         return
     yield part
+    if "items" in part and isinstance(tree, Mapping):  # one item written without its list
+        yield from _objects(root, part["items"], tree)
     members = part.get("anyOf") or part.get("oneOf") or ()
     tag = part.get("discriminator", {})
     chosen = _child(tree, tag["propertyName"]) if tag else None

@@ -48,8 +48,8 @@ _CLIP = "write train.max_grad_norm"
 _DATA = "write task.data.train (and task.data.eval)"
 _SUBSET = "write task.data: name a smaller file, or shorten the run with train.horizon"
 _EVAL_ROWS = "write evaluate.max_rows"
-_TRAIN_ON = "write task.train_on: assistant or all"
-_TEMPLATE = "write task.chat_template, or nothing: the model's own template is used"
+_TRAIN_ON = "write task.data.train_on: assistant or all"
+_TEMPLATE = "write task.data.chat_template, or nothing: the model's own template is used"
 _SPECIAL = "write task.special_tokens"
 _SHAPE = "write it in task.model, the model's shape (recipe pretrain); sft takes it from the model"
 _CONTINUE = "write nothing: `headway train` of the same config continues the newest good checkpoint"
@@ -70,24 +70,24 @@ NAMES: Mapping[str, tuple[str, str]] = {
     # how long
     "num_train_epochs": (HF, _HORIZON_EPOCHS),
     "num_epochs": (AXO, _HORIZON_EPOCHS),
-    "epochs": ("many tools", _HORIZON_EPOCHS),
+    "epochs": ("another tool", _HORIZON_EPOCHS),
     "max_steps": (HF, _HORIZON_STEPS),
     "max_iters": (GPT, _HORIZON_STEPS),
-    "num_steps": ("many tools", _HORIZON_STEPS),
-    "train_steps": ("many tools", _HORIZON_STEPS),
+    "num_steps": ("another tool", _HORIZON_STEPS),
+    "train_steps": ("another tool", _HORIZON_STEPS),
     # batch
     "per_device_train_batch_size": (HF, _BATCH),
     "micro_batch_size": (AXO, _BATCH),
     "train_batch_size": (HF, _BATCH),
     "gradient_accumulation_steps": (HF, _ACCUMULATION),
-    "accumulation_steps": ("many tools", _ACCUMULATION),
+    "accumulation_steps": ("another tool", _ACCUMULATION),
     "per_device_eval_batch_size": (HF, "write nothing: evaluation uses hardware.microbatch_size"),
     "eval_batch_size": (AXO, "write nothing: evaluation uses hardware.microbatch_size"),
     "auto_find_batch_size": (HF, "write hardware.microbatch_size: auto"),
     "group_by_length": (HF, "write task.packing: true; packing wastes less than grouping"),
     "train_sampling_strategy": (HF, "write task.packing: true; packing wastes less than grouping"),
     # learning rate
-    "lr": ("many tools", "write train.learning_rate"),
+    "lr": ("another tool", "write train.learning_rate"),
     "warmup_ratio": (HF, _WARMUP),
     "warmup_steps": (HF, _WARMUP),
     "warmup_iters": (GPT, _WARMUP),
@@ -116,7 +116,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "model_name": (S000, _MODEL),
     "base_model": (AXO, _MODEL),
     "base_model_config": (AXO, _MODEL),
-    "model_id": ("many tools", _MODEL),
+    "model_id": ("another tool", _MODEL),
     "pretrained_model_name_or_path": (HF, _MODEL),
     "model_revision": (TRL, "write task.revision"),
     "tokenizer_name": (HF, "write task.tokenizer (pretrain); sft uses the tokenizer of the model"),
@@ -156,11 +156,11 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "max_length": (TRL, _LENGTH),
     "cutoff_len": (FAC, _LENGTH),
     "sequence_len": (AXO, _LENGTH),
-    "seq_length": ("many tools", _LENGTH),
-    "sequence_length": ("many tools", _LENGTH),
+    "seq_length": ("another tool", _LENGTH),
+    "sequence_length": ("another tool", _LENGTH),
     "model_max_length": (HF, _LENGTH),
     "block_size": (GPT, _LENGTH),
-    "max_steps_per_example": (S002, "long rows: write task.max_tokens and task.overlong"),
+    "max_steps_per_example": (S002, "long rows: write task.max_tokens and task.data.overlong"),
     "sample_packing": (AXO, "write task.packing: true"),
     "packing": (TRL, "write task.packing: true"),
     "eval_packing": (TRL, "write task.packing: it holds for both"),
@@ -181,7 +181,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "dataset": (FAC, _DATA),
     "datasets": (AXO, _DATA),
     "dataset_dir": (FAC, _DATA),
-    "dataset_path": ("many tools", _DATA),
+    "dataset_path": ("another tool", _DATA),
     "train_file": (HF, _DATA),
     "validation_file": (HF, "write task.data.eval"),
     "eval_dataset": (FAC, "write task.data.eval"),
@@ -230,7 +230,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "no_cuda": (HF, "write hardware.device: cpu"),
     "full_determinism": (HF, "write hardware.deterministic: true"),
     "nproc_per_node": ("torchrun", _GPUS),
-    "num_gpus": ("many tools", _GPUS),
+    "num_gpus": ("another tool", _GPUS),
     "num_processes": ("Accelerate", _GPUS),
     "deepspeed": (HF, _SHARDING),
     "fsdp": (HF, _SHARDING),
@@ -269,7 +269,10 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "auto_resume_from_checkpoints": (AXO, _CONTINUE),
     "resume": (S000, _CONTINUE),
     "init_from": (GPT, _CONTINUE),
-    "config": ("many tools", "name the file itself: headway train CONFIG; experiments use extends"),
+    "config": (
+        "another tool",
+        "name the file itself: headway train CONFIG; see also extends",
+    ),
     # reporting, money, buckets
     "report_to": (HF, _TRACK),
     "report_to_wandb": (S000, _TRACK),
@@ -277,7 +280,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "wandb_entity": (AXO, _TRACK),
     "wandb_name": (AXO, f"{_NAME}; trackers are not part of this version"),
     "wandb_log": (GPT, _TRACK),
-    "use_wandb": ("many tools", _TRACK),
+    "use_wandb": ("another tool", _TRACK),
     "use_tensorboard": (AXO, _TRACK),
     "track": ("a later headway", _TRACK),
     "budget_cap": (S000, "write cost.budget_usd"),
@@ -287,7 +290,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "hub_model_id": (HF, "write nothing: `headway export` writes the weights to a directory"),
     "upload": ("a later headway", _UPLOAD),
     "no_background_upload": (S004, _UPLOAD),
-    "hf_token": ("many tools", f"{_SECRET} (HF_TOKEN)"),
+    "hf_token": ("another tool", f"{_SECRET} (HF_TOKEN)"),
     "hub_token": (HF, f"{_SECRET} (HF_TOKEN)"),
     "wandb_api_key": (S000, f"{_SECRET} (WANDB_API_KEY)"),
     "trust_remote_code": (HF, "write nothing: nothing that is loaded may run code"),
@@ -306,8 +309,8 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "training": (S001, f"write train; {_SECTION}"),
     "model": (S001, f"write {_MODEL[6:]} and task.tuning; {_SECTION}"),
     "data": (S002, f"write task.data; {_SECTION}"),
-    "evaluation": ("many tools", f"write evaluate; {_SECTION}"),
-    "logging": ("many tools", f"{_LOG}; {_SECTION}"),
+    "evaluation": ("another tool", f"write evaluate; {_SECTION}"),
+    "logging": ("another tool", f"{_LOG}; {_SECTION}"),
 }
 
 VALUES: Mapping[tuple[str, str], str] = {
@@ -339,4 +342,4 @@ def translate(name: str) -> str | None:
     if found is None:
         return None
     tool, says = found
-    return f"{tool} calls it {name}; {says}"
+    return f"{says} ({name} is {tool}'s name)"
