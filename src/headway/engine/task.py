@@ -56,6 +56,7 @@ class Task(Protocol):
 
     model: nn.Module
     rows_per_epoch: int
+    tokens_per_epoch: int
 
     def batch_at(self, step: int) -> Sequence[Microbatch]:
         """This rank's share of the global batch that leads from ``step`` to ``step + 1``. Pure."""
@@ -92,6 +93,9 @@ class BuildContext:
     rank: int
     ranks: int
     activation_checkpointing: bool
+    compile: bool
+    held_out_rows: int | None
+    """Measure on this many held-out rows, chosen by seed; None: on all."""
     cache: Path
     """Where prepared data and converted models may be kept between attempts."""
     weights: Path | None = None

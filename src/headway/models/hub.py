@@ -89,7 +89,7 @@ def keep_backward(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no declared field
 
 
 def weights_identity(name: str, revision: str | None, cache: Path) -> str:

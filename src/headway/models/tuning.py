@@ -72,7 +72,7 @@ def adapt(
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=tuning.rank,
-        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # PEFT divides it; any number will do
+        lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         bias="none",
@@ -117,7 +117,7 @@ def add_tokens(
 
 
 def saved_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, base_model: str
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, base_model: str
 ) -> SavedModel:
     """What a checkpoint holds: PEFT's layout for adapters, transformers' for a whole model."""
     files = tokenizer_files(tokenizer) if tokenizer else {}

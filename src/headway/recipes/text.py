@@ -1,0 +1,218 @@
+"""What every recipe that trains a causal language model on tokens shares: rows in, sums per row
+out.
+
+A microbatch is flat: its rows lie end to end without padding, attention is cut at their ends, and
+logits exist only where a supervised token is predicted (``models.attention``, ``models.lm_loss``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from headway.engine.precision import autocast
+from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
+from headway.models.attention import hidden_states
+from headway.models.backbone import backbone
+from headway.models.lm_loss import lm_row_sums, token_losses
+from headway.models.tuning import saved_model
+from headway.records import Evaluation, RowLoss
+
+TOKENS_PER_MICROBATCH = {"cpu": 2048, "cuda": 16384}
+"""Used with ``microbatch_size: auto``; a row longer than this goes alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One training sequence."""
+
+    ids: NDArray[np.integer]
+    """[tokens]"""
+    supervised: NDArray[np.bool_]
+    """[tokens]; True where the token is a target. A segment's first token never is one."""
+    ends: tuple[int, ...]
+    """Where each document of the row ends; attention does not cross."""
+
+
+class TokenRows(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __getitem__(self, row: int) -> TokenRow:
+        """One of them; reading it twice gives the same."""
+        ...
+
+    def shown(self, row: int) -> dict[str, Any]:
+        """What a person should see of the row: ``where``, ``prompt``, ``reference`` …"""
+        ...
+
+
+@dataclass
+class TextTask:
+    """A causal language model and the rows it learns from."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    train: TokenRows
+    held: TokenRows | None
+    order: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    """Positions in the training order -> rows."""
+    rows_per_epoch: int
+    tokens_per_epoch: int
+    context: BuildContext
+    base_model: str
+    described: dict[str, Any] = field(default_factory=dict)
+    saves_tokenizer: bool = True
+
+    def batch_at(self, step: int) -> list[Microbatch]:
+        """This rank's share of the batch after ``step``: a pure function."""
+        size = self.context.batch_size
+        rows = self.order(np.arange(step * size, (step + 1) * size, dtype=np.int64))
+        mine = [int(row) for row in rows[self.context.rank :: self.context.ranks]]
+        return [flatten(self.train, group) for group in self._groups(self.train, mine)]
+
+    def held_out(self) -> Iterator[Microbatch]:
+        """This rank's held-out rows in file order."""
+        if self.held is None:
+            return
+        mine = list(range(self.context.rank, len(self.held), self.context.ranks))
+        for group in self._groups(self.held, mine):
+            yield flatten(self.held, group)
+
+    def _groups(self, source: TokenRows, rows: Sequence[int]) -> Iterator[list[int]]:
+        size, budget = self.context.microbatch_size, TOKENS_PER_MICROBATCH[self.context.device]
+        group: list[int] = []
+        tokens = 0
+        for row in rows:
+            length = len(source[row].ids)
+            full = len(group) == size if size else tokens + length > budget
+            if group and full:
+                yield group
+                group, tokens = [], 0
+            group.append(row)
+            tokens += length
+        yield group
+
+    def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
+        """Sum of -log p over each row's supervised tokens, in nats: ``{"loss": [rows]}``."""
+        hidden = hidden_states(
+            model, inputs["input_ids"], inputs["position_ids"], inputs["segment_ends"]
+        )
+        return lm_row_sums(
+            hidden,
+            backbone(model),
+            inputs["positions"],
+            inputs["targets"],
+            inputs["row_of_target"],
+            inputs["rows"],
+        )
+
+    def saved(self) -> SavedModel:
+        """PEFT's or transformers' layout."""
+        if self._files is None:
+            tokenizer = self.tokenizer if self.saves_tokenizer else None
+            self._files = dict(saved_model(self.model, tokenizer, self.base_model).files)
+        return SavedModel(
+            tensors=saved_model(self.model, None, self.base_model).tensors, files=self._files
+        )
+
+    _files: dict[str, bytes] | None = field(default=None, init=False, repr=False)
+
+    def facts(self) -> dict[str, Any]:
+        """Counts of parameters and data, and the identities that must not change within a run."""
+        parameters = list(self.model.parameters())
+        return {
+            "parameters": sum(count(p) for p in parameters),
+            "trainable": sum(count(p) for p in parameters if p.requires_grad),
+            **self.described,
+        }
+
+    # ---------------------------------------------------------------- looking at rows
+
+    @torch.no_grad()
+    def losses_of(self, row: int) -> list[tuple[str, float | None]]:
+        """Each token of a held-out row as text, with its loss in nats where it is supervised."""
+        assert self.held is not None and self.tokenizer is not None
+        inputs = flatten(self.held, [row]).inputs
+        device = next(self.model.parameters()).device
+        ids = inputs["input_ids"].to(device)
+        with autocast(self.context.precision, device):
+            hidden = hidden_states(
+                self.model, ids, inputs["position_ids"].to(device), inputs["segment_ends"]
+            )
+            losses = token_losses(
+                hidden,
+                backbone(self.model),
+                inputs["positions"].to(device),
+                inputs["targets"].to(device),
+            ).tolist()
+        by_token = dict(zip((inputs["positions"] + 1).tolist(), losses, strict=True))
+        return [
+            (self.tokenizer.decode([token]), by_token.get(at))
+            for at, token in enumerate(ids[0].tolist())
+        ]
+
+    def show_worst(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation with what a person should see of its worst rows."""
+        assert self.held is not None
+        worst = tuple(
+            replace(row, shown={**self.held.shown(row.row), **self._shaded(row)})
+            for row in evaluation.worst
+        )
+        return replace(evaluation, worst=worst)
+
+    def _shaded(self, row: RowLoss) -> dict[str, Any]:
+        if self.tokenizer is None:
+            return {}
+        tokens = self.losses_of(row.row)
+        return {"tokens": [[text, None if x is None else round(x, 3)] for text, x in tokens]}
+
+
+def flatten(source: TokenRows, rows: Sequence[int]) -> Microbatch:
+    """Rows end to end as one microbatch. All index tensors are int64, on the CPU.
+
+    Inputs: ``input_ids``, ``position_ids`` [1, tokens] (positions restart at every segment),
+    ``segment_ends`` (where attention is cut), ``positions`` [n] (hidden state that predicts),
+    ``targets`` [n] (token predicted), ``row_of_target`` [n], ``rows``.
+    """
+    parts = [source[row] for row in rows]
+    ids = np.concatenate([part.ids for part in parts]).astype(np.int64)
+    supervised = np.concatenate([part.supervised for part in parts])
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+    ends = [int(start + end) for start, p in zip(starts, parts, strict=False) for end in p.ends]
+    segment_starts = np.array([0, *ends[:-1]])
+    lengths = np.diff([0, *ends])
+    at = np.flatnonzero(supervised)
+    row_of_target = np.searchsorted(starts, at, side="right") - 1
+    tensors: dict[str, Tensor] = {
+        "input_ids": torch.from_numpy(ids)[None],
+        "position_ids": torch.from_numpy(np.arange(len(ids)) - np.repeat(segment_starts, lengths))[
+            None
+        ],
+        "positions": torch.from_numpy(at - 1),
+        "targets": torch.from_numpy(ids[at]),
+        "row_of_target": torch.from_numpy(row_of_target),
+    }
+    weights = np.bincount(row_of_target, minlength=len(rows))
+    return Microbatch(
+        inputs={**tensors, "segment_ends": ends, "rows": len(rows)},
+        rows=tuple(rows),
+        weights=tuple(float(w) for w in weights),
+        tokens=len(ids),
+    )
+
+
+def count(parameter: Tensor) -> int:
+    """Weights in a parameter; 4-bit storage packs two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel() if state is not None else parameter.numel())

@@ -1,0 +1,322 @@
+"""Read this first. A run is this loop: each step is recorded, shown, judged, saved, measured.
+
+The physics of a step is in ``engine/steps.py``; how a run is opened (lock, data, model, restored
+state) is in ``opening.py``. Nothing else decides what happens, or in which order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from headway.checkpoint import Checkpoint, CheckpointStore, Retention, Saver
+from headway.config import RunConfig
+from headway.cost import Meter
+from headway.engine.evaluate import evaluate
+from headway.engine.state import Snapshot, TrainState, non_finite
+from headway.engine.steps import Plan, train_steps
+from headway.engine.task import Recipe, Task
+from headway.engine.world import World
+from headway.errors import CheckpointError, StorageFull
+from headway.journal import Journal
+from headway.records import Evaluation, StepReport, StopReason
+from headway.signals import Signals
+
+
+def train(run: Run) -> StopReason:
+    """Start or continue the run; returns why it stopped. Calling it again continues it."""
+    stop = run.measure_if_due() or run.nothing_left()
+    if stop:
+        return run.ended(stop)
+    for report in train_steps(run.task, run.state, run.plan, run.world):
+        run.record(report)  # what it did, and what the run has cost by now
+        stop, save_due = run.judge(report)  # signal, budget, horizon; the same answer on every rank
+        if stop or save_due:
+            run.save(report)  # a snapshot now; written and committed beside the next steps
+        stop = run.measure_if_due(stop) or stop  # held-out rows; early stopping
+        run.settle(wait=stop is not None)  # what was committed is announced; old ones are pruned
+        if stop:
+            break  # always after a save, never inside a step
+    return run.ended(stop or StopReason.FINISHED)
+
+
+class Show(Protocol):
+    """Where a person watches: a terminal, or nobody (``Quiet``)."""
+
+    def step(self, report: StepReport, plan: Plan, cost_usd: float | None) -> None:
+        """After each optimizer step."""
+        ...
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """After each evaluation."""
+        ...
+
+    def say(self, what: str) -> None:
+        """Anything else worth one line: a save, a warning, a fall-back."""
+        ...
+
+
+class Quiet:
+    """Shows nothing; the journal has it all."""
+
+    def step(self, report: StepReport, plan: Plan, cost_usd: float | None) -> None:
+        """Nothing."""
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Nothing."""
+
+    def say(self, what: str) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Run:
+    """One open run: its parts, and the few decisions between them."""
+
+    config: RunConfig
+    folder: Path
+    recipe: Recipe
+    task: Task
+    state: TrainState
+    plan: Plan
+    world: World
+    store: CheckpointStore
+    saver: Saver
+    journal: Journal | None
+    """Rank 0's; the other ranks write nothing."""
+    meter: Meter | None
+    """None where no price is known."""
+    signals: Signals
+    show: Show
+    facts: dict[str, Any]
+    """Goes into every checkpoint's manifest: fingerprint, identities, versions."""
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    saved_step: int = -1
+    saved_at: float = field(default_factory=time.monotonic)
+    scores: dict[int, float] = field(default_factory=dict)
+    """Step -> held-out loss, for keeping the best."""
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What all attempts have cost so far; None where no price is known."""
+        return self.meter.cost_usd if self.meter else None
+
+    # ------------------------------------------------------------- record, judge
+
+    def record(self, report: StepReport) -> None:
+        """Write the step to the journal and show it."""
+        if self.journal:
+            self.journal.append(report, cost_usd=self.cost_usd)
+            self.show.step(report, self.plan, self.cost_usd)
+
+    def judge(self, report: StepReport) -> tuple[StopReason | None, bool]:
+        """Whether to stop after this step and why, and whether a save is due."""
+        section = self.config.checkpoint
+        minutes = (time.monotonic() - self.saved_at) / 60
+        due = (
+            is_due(report.step, section.every_steps)
+            or minutes >= (section.every_minutes or math.inf)
+            or self.evaluation_due(report.step)  # the best can only be kept if it was saved
+        )
+        signalled, spent, save_due = self.world.agree(
+            int(self.signals.received is not None), int(self.over_budget(report.seconds)), int(due)
+        )
+        if signalled:
+            return StopReason.SIGNAL, True
+        if spent:
+            return StopReason.BUDGET, True
+        if report.step >= self.plan.num_steps:
+            return StopReason.FINISHED, True
+        return None, bool(save_due)
+
+    def over_budget(self, step_seconds: float = 0.0) -> bool:
+        """Whether one more step and the final save could cost more than the budget allows."""
+        section = self.config.cost
+        if section is None or section.budget_usd is None or self.meter is None:
+            return False
+        reserve_usd = self.meter.usd_for(2 * (self.saver.seconds or 0.0) + 2 * step_seconds)
+        return self.meter.cost_usd + reserve_usd >= section.budget_usd
+
+    def nothing_left(self) -> StopReason | None:
+        """The reason not to take a single step, if there is one."""
+        if self.state.step >= self.plan.num_steps:
+            return StopReason.FINISHED
+        return StopReason.BUDGET if self.over_budget() else None
+
+    # ------------------------------------------------------------- save
+
+    def save(self, report: StepReport) -> None:
+        """Copy the state aside and have it written; only the copy stalls training."""
+        if self.saved_step == report.step or self.journal is None:
+            self.saved_step, self.saved_at = report.step, time.monotonic()
+            return
+        broken = non_finite(self.state)
+        if broken:
+            raise CheckpointError(
+                f"step {report.step}: {broken[:3]} hold NaN or infinity, so no checkpoint was "
+                "made; the newest good one is untouched. Lower train.learning_rate"
+            )
+        self.settle(wait=True)  # one save at a time: the snapshot's buffers are in use until then
+        started = time.perf_counter()
+        self.snapshot.take(self.state)
+        stall_seconds = time.perf_counter() - started
+        try:
+            self.saver.submit(
+                report.step,
+                self.snapshot.files(),
+                self.facts_at(report) | {"stall_seconds": stall_seconds},
+                self.snapshot.size_bytes,
+            )
+        except StorageFull as error:
+            self.could_not_save(report.step, error)
+        self.saved_step, self.saved_at = report.step, time.monotonic()
+
+    def settle(self, wait: bool) -> None:
+        """Announce what was committed since, then delete what retention does not keep."""
+        if self.journal is None:
+            return
+        try:
+            committed = self.saver.collect(wait=wait)
+        except StorageFull as error:
+            self.could_not_save(self.saved_step, error)
+            return
+        for checkpoint in committed:
+            self.announce(checkpoint, self.journal)
+        if committed:
+            section = self.config.checkpoint
+            policy = Retention(
+                keep_last=section.keep_last,
+                keep_best=section.keep_best,
+                keep_every_steps=section.keep_every_steps,
+            )
+            gone = self.store.prune(policy, self.scores, pinned=())
+            if gone:
+                self.journal.append("prune", steps=gone)
+
+    def announce(self, checkpoint: Checkpoint, journal: Journal) -> None:
+        """Write to the journal that a checkpoint exists from now on."""
+        journal.append(
+            "save",
+            step=checkpoint.step,
+            bytes=checkpoint.bytes,
+            stall_seconds=checkpoint.manifest.facts["stall_seconds"],
+            write_seconds=self.saver.seconds,
+        )
+        journal.flush()
+        self.show.say(f"saved {checkpoint.path.name} ({checkpoint.bytes / 1e6:.1f} MB)")
+
+    def could_not_save(self, step: int, error: StorageFull) -> None:
+        """A full disk costs this save and nothing else; the last save of an attempt must work."""
+        if self.journal:
+            self.journal.append("save_skipped", step=step, why=str(error))
+        self.show.say(f"NOT SAVED at step {step}: {error}")
+        if self.signals.received or step >= self.plan.num_steps:
+            raise error
+
+    def facts_at(self, report: StepReport) -> dict[str, Any]:
+        """What a checkpoint's manifest says of the run at this step."""
+        return {
+            **self.facts,
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "epoch": self.state.rows / self.task.rows_per_epoch,
+            "rows": self.state.rows,
+            "tokens": self.state.tokens,
+            "cost_usd": self.cost_usd,
+            "evaluations": [list(e) for e in self.state.evaluations],
+        }
+
+    # ------------------------------------------------------------- measure
+
+    def evaluation_due(self, step: int) -> bool:
+        """At the start, every so many steps, and at the horizon; once each."""
+        section = self.config.evaluate
+        if section is None or any(step == done for done, _ in self.state.evaluations):
+            return False
+        if step == 0:
+            return section.at_start
+        return is_due(step, section.every_steps) or step >= self.plan.num_steps
+
+    def measure_if_due(self, stop: StopReason | None = None) -> StopReason | None:
+        """Evaluate if this step calls for it; EARLY_STOP when the held-out loss no longer falls.
+
+        A step that is left behind by a signal or the budget is evaluated by the next attempt.
+        """
+        section, step = self.config.evaluate, self.state.step
+        if section is not None and self.evaluation_due(step) and leaves_time(stop):
+            found = evaluate(
+                self.task,
+                step=step,
+                world=self.world,
+                precision=self.config.hardware.precision,
+                worst_rows=section.worst_rows,
+                interrupted=lambda: self.signals.received is not None,
+            )
+            if found is None:
+                return StopReason.SIGNAL
+            self.state.evaluations.append((step, found.metrics["loss"]))
+            self.scores[step] = found.metrics["loss"]
+            if self.journal:
+                found = self.recipe.measure(self.task, found)
+                self.journal.append(found)
+                self.journal.flush()
+                self.show.evaluated(found)
+            self.world.barrier()
+        if section is None or section.early_stop is None or stop:
+            return None
+        patience, min_delta = section.early_stop.patience, section.early_stop.min_delta
+        return StopReason.EARLY_STOP if stale(self.losses(), patience, min_delta) else None
+
+    def losses(self) -> list[float]:
+        """Held-out losses so far, in order of steps."""
+        return [loss for _, loss in sorted(self.state.evaluations)]
+
+    def remember(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Take held-out losses up to this step from the journal, the one at this very step too.
+
+        The checkpoint holds those before its step; a save comes before the evaluation of its step.
+        """
+        self.scores = dict(self.state.evaluations)
+        for event in events:
+            if event["step"] <= self.state.step and isinstance(event["metrics"]["loss"], float):
+                self.scores[event["step"]] = event["metrics"]["loss"]
+        here = self.scores.get(self.state.step)
+        if here is not None and self.evaluation_due(self.state.step):
+            self.state.evaluations.append((self.state.step, here))
+
+    # ------------------------------------------------------------- end
+
+    def ended(self, stop: StopReason) -> StopReason:
+        """Write why this attempt ended."""
+        if self.journal:
+            self.settle(wait=True)
+            facts = {"step": self.state.step, "cost_usd": self.cost_usd}
+            self.journal.append("stop", reason=stop.value, **facts)
+            self.journal.flush()
+        return stop
+
+
+def is_due(step: int, every_steps: int | None) -> bool:
+    """Whether ``step`` is a multiple of the interval."""
+    return every_steps is not None and step % every_steps == 0
+
+
+def leaves_time(stop: StopReason | None) -> bool:
+    """Whether an attempt that stops for this reason may still spend time on measuring."""
+    return stop in (None, StopReason.FINISHED)
+
+
+def stale(losses: Sequence[float], patience: int, min_delta: float) -> bool:
+    """Whether the last ``patience`` losses brought no improvement of at least ``min_delta``."""
+    best, since = math.inf, 0
+    for loss in losses:
+        if loss < best - min_delta:
+            best, since = loss, 0
+        else:
+            since += 1
+    return since >= patience
