@@ -6,6 +6,8 @@ state) is in ``opening.py``. Nothing else decides what happens, or in which orde
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -263,6 +265,7 @@ class Run:
             self.scores[step] = found.metrics["loss"]
             if self.journal:
                 found = self.recipe.measure(self.task, found)
+                write_evaluation(self.folder, found)
                 self.journal.append(found)
                 self.journal.flush()
                 self.show.evaluated(found)
@@ -299,6 +302,16 @@ class Run:
             self.journal.append("stop", reason=stop.value, **facts)
             self.journal.flush()
         return stop
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """``evals/step-…/metrics.json`` and ``worst.jsonl``, one row a line."""
+    place = folder / "evals" / f"step-{evaluation.step:08d}"
+    place.mkdir(parents=True, exist_ok=True)
+    facts = dataclasses.asdict(evaluation)
+    rows = facts.pop("worst")
+    (place / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (place / "worst.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

@@ -1,0 +1,173 @@
+"""What a person sees while a run trains: one live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json as json_module
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from headway.records import Evaluation, StepReport, StopReason
+
+PLAIN_EVERY_SECONDS = 10.0
+
+
+class Screen(Protocol):
+    """A ``headway.run.Show`` that also says how it ended."""
+
+    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None: ...
+    def evaluated(self, evaluation: Evaluation) -> None: ...
+    def say(self, what: str) -> None: ...
+    def ended(self, folder: Path, reason: StopReason) -> None: ...
+
+
+@contextlib.contextmanager
+def progress(json: bool) -> Iterator[Screen]:
+    """The screen that fits stdout: JSON lines, a live terminal, or plain lines for a file or
+    pipe."""
+    console = Console(highlight=False, soft_wrap=True)
+    if json:
+        yield JsonLines()
+    elif console.is_terminal:
+        bar = BarColumn(bar_width=24, complete_style="bold", finished_style="bold")
+        with Progress(
+            TextColumn("step {task.completed:>5.0f}/{task.total:.0f}"),
+            bar,
+            TextColumn("{task.description}"),
+            console=console,
+            refresh_per_second=4,
+        ) as live:
+            yield Live(live)
+    else:
+        yield Plain(console)
+
+
+class Pace:
+    """Rate and time left from the last steps."""
+
+    def __init__(self) -> None:
+        self.steps: deque[StepReport] = deque(maxlen=30)
+
+    def line(self, report: StepReport, num_steps: int, cost_usd: float | None) -> str:
+        """loss, rate, time left, memory and cost of the run at this step."""
+        self.steps.append(report)
+        seconds = sum(step.seconds for step in self.steps)
+        tokens = sum(step.tokens for step in self.steps)
+        left = seconds / len(self.steps) * (num_steps - report.step)
+        parts = [
+            f"loss {report.loss:.4f}",
+            f"{tokens / max(seconds, 1e-9):,.0f} tok/s",
+            f"{clock(left)} left",
+            f"{report.memory_bytes / 1e9:.1f} GB",
+        ]
+        if cost_usd is not None:
+            parts.append(f"${cost_usd:.4f}")
+        return "  ".join(parts)
+
+
+class Plain:
+    """Lines for a pipe or a log file: the first step, then one every few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pace = Pace()
+        self._shown_at = float("-inf")
+
+    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+        line = self._pace.line(report, plan.num_steps, cost_usd)
+        now = time.monotonic()
+        if now - self._shown_at >= PLAIN_EVERY_SECONDS or report.step == plan.num_steps:
+            self._shown_at = now
+            self.say(f"step {report.step}/{plan.num_steps}  {line}")
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.say(measured(evaluation))
+
+    def say(self, what: str) -> None:
+        self._console.print(escape(what))
+
+    def ended(self, folder: Path, reason: StopReason) -> None:
+        self.say(how_it_ended(folder, reason))
+
+
+class Live:
+    """A live line with a bar; everything else scrolls above it."""
+
+    def __init__(self, live: Progress) -> None:
+        self._live = live
+        self._pace = Pace()
+        self._task: TaskID | None = None
+
+    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+        line = self._pace.line(report, plan.num_steps, cost_usd)
+        if self._task is None:
+            self._task = self._live.add_task("", total=plan.num_steps)
+        self._live.update(self._task, completed=report.step, description=escape(line))
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.say(measured(evaluation))
+
+    def say(self, what: str) -> None:
+        self._live.console.print(escape(what))
+
+    def ended(self, folder: Path, reason: StopReason) -> None:
+        self.say(how_it_ended(folder, reason))
+
+
+class JsonLines:
+    """One JSON object a line on stdout."""
+
+    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+        self._write("step", dataclasses.asdict(report) | {"cost_usd": cost_usd})
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self._write("evaluation", dataclasses.asdict(evaluation))
+
+    def say(self, what: str) -> None:
+        self._write("note", {"what": what})
+
+    def ended(self, folder: Path, reason: StopReason) -> None:
+        self._write("stop", {"run": str(folder), "reason": reason.value})
+
+    def _write(self, event: str, facts: dict[str, Any]) -> None:
+        sys.stdout.write(json_module.dumps({"event": event, **facts}) + "\n")
+        sys.stdout.flush()
+
+
+def measured(evaluation: Evaluation) -> str:
+    """``held-out loss 2.1234 at step 50 (120 rows, 9,876 tokens, 12 s)``, other metrics after
+    it."""
+    others = [f"{k} {v:.4g}" for k, v in evaluation.metrics.items() if k != "loss"]
+    others += [f"{k} {v:.4g}" for k, v in evaluation.baselines.items()]
+    return (
+        f"held-out loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
+        f"({evaluation.rows} rows, weight {evaluation.weight:,.0f}, {evaluation.seconds:.0f} s)"
+        + ("; " + ", ".join(others) if others else "")
+    )
+
+
+def how_it_ended(folder: Path, reason: StopReason) -> str:
+    """The last line: why, and what to do next."""
+    more = {
+        StopReason.SIGNAL: "the same command goes on",
+        StopReason.BUDGET: "raise cost.budget_usd and the same command goes on",
+        StopReason.DEADLINE: "the same command goes on",
+    }
+    then = more.get(reason, f"headway report {folder}")
+    return f"{reason.value}: {folder}; {then}"
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03"""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

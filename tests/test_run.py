@@ -1,0 +1,356 @@
+"""The promises of a run, on the smallest recipe there is: killed anywhere, it ends the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import assert_same_state, final_state, toy_config
+
+import headway.engine.steps as steps_module
+from headway.api import train, train_run
+from headway.checkpoint import CheckpointStore
+from headway.config import RunConfig
+from headway.errors import CheckpointError, ConfigError, NonFiniteStep, RunLocked
+from headway.journal import read, read_events, timeline
+from headway.opening import opened
+from headway.records import Evaluation, StepReport, StopReason
+from headway.run import Quiet, stale
+
+EVALUATE = {"every_steps": 2, "worst_rows": 2}
+
+
+class Cut(Exception):
+    """Stands for the process dying between two lines of the loop."""
+
+
+class CutAt(Quiet):
+    """Dies right after the journal has the step, before the save of that step."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+        if report.step == self.at:
+            raise Cut
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The state of a run that nothing interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    assert train(toy_config(root, evaluate=EVALUATE)) is StopReason.FINISHED
+    return final_state(root / "run")
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_resumed_equals_uninterrupted_bit_for_bit_at_every_cut(
+    tmp_path: Path, whole: dict[str, Any], cut: int
+) -> None:
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    with pytest.raises(Cut):
+        train(config, show=CutAt(cut))
+    assert train(config) is StopReason.FINISHED
+    assert_same_state(final_state(tmp_path / "run"), whole)
+
+
+def test_without_the_optimizer_state_a_resumed_run_would_differ(
+    tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: the equality above sees a resume that forgets the moments."""
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    with pytest.raises(Cut):
+        train(config, show=CutAt(4))
+    monkeypatch.setattr("headway.engine.state._restore_optimizer", lambda *_: None)
+    train(config)
+    with pytest.raises(AssertionError):
+        assert_same_state(final_state(tmp_path / "run"), whole)
+
+
+def test_without_a_seed_a_step_a_resumed_run_would_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: dropout must be a function of the step."""
+    monkeypatch.setattr(steps_module, "seed_step", lambda *_: None)
+    train(toy_config(tmp_path / "a"))
+    with pytest.raises(Cut):
+        train(toy_config(tmp_path / "b"), show=CutAt(4))
+    train(toy_config(tmp_path / "b"))
+    with pytest.raises(AssertionError):
+        assert_same_state(final_state(tmp_path / "b/run"), final_state(tmp_path / "a/run"))
+
+
+def test_many_cuts_and_two_resumes_in_a_row_end_the_same(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    for cut in (1, 2, 2, 3, 5, 6):
+        with pytest.raises(Cut):
+            train(config, show=CutAt(cut))
+    train(config)
+    assert_same_state(final_state(tmp_path / "run"), whole)
+    steps = [line["step"] for line in timeline(read(tmp_path / "run/journal.jsonl"))]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_does_nothing_when_started_again(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    train(config)
+    before = final_state(tmp_path / "run")
+    assert train(config) is StopReason.FINISHED
+    assert_same_state(final_state(tmp_path / "run"), before)
+    journal = read(tmp_path / "run/journal.jsonl")
+    again = [line["event"] for line in journal if line["attempt"] == 2]
+    assert again == ["attempt", "plan", "stop"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_step_boundary_and_the_next_attempt_goes_on(
+    tmp_path: Path, whole: dict[str, Any], number: int
+) -> None:
+    class Sends(Quiet):
+        def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+            if report.step == 3:
+                os.kill(os.getpid(), number)
+
+    config = toy_config(tmp_path, evaluate=EVALUATE, checkpoint={"every_steps": None})
+    reason = train(config, show=Sends())
+    assert reason is StopReason.SIGNAL and reason.exit_code == 75
+    assert CheckpointStore(tmp_path / "run", attempt="t").checkpoints()[-1].step == 3
+    train(config)
+    assert_same_state(final_state(tmp_path / "run"), whole)
+
+
+def test_a_signal_during_an_evaluation_leaves_it_to_the_next_attempt(tmp_path: Path) -> None:
+    from toy_recipe import ToyTask
+
+    class Sends(Quiet):
+        def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+            if report.step == 2:
+                original = ToyTask.held_out
+
+                def once(task: ToyTask) -> Iterator[Any]:
+                    ToyTask.held_out = original  # type: ignore[method-assign]
+                    for number, microbatch in enumerate(original(task)):
+                        if number == 1:
+                            os.kill(os.getpid(), signal.SIGTERM)
+                        yield microbatch
+
+                ToyTask.held_out = once  # type: ignore[method-assign]
+
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    assert train(config, show=Sends()) is StopReason.SIGNAL
+    train(config)
+    evaluations = timeline(read(tmp_path / "run/journal.jsonl"), "evaluation")
+    assert [e["step"] for e in evaluations] == [0, 2, 4, 6]
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
+    train(toy_config(tmp_path))
+    with pytest.raises(ConfigError, match=r"train\.learning_rate: 0\.02 -> 0\.03"):
+        train(toy_config(tmp_path, train={"learning_rate": 0.03}))
+
+
+def test_mechanics_may_change_between_attempts(tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        train(toy_config(tmp_path), show=CutAt(3))
+    changed = toy_config(tmp_path, hardware={"microbatch_size": 2}, checkpoint={"keep_last": 1})
+    assert train(changed) is StopReason.FINISHED
+
+
+def test_fresh_moves_the_old_run_aside_and_starts_over(tmp_path: Path) -> None:
+    train(toy_config(tmp_path))
+    old = final_state(tmp_path / "run")
+    train(toy_config(tmp_path, train={"learning_rate": 0.03}), fresh=True)
+    assert_same_state(final_state(tmp_path / "run.replaced-1"), old)
+    with pytest.raises(AssertionError):
+        assert_same_state(final_state(tmp_path / "run"), old)
+
+
+def test_going_back_to_a_step_gives_the_same_end(tmp_path: Path, whole: dict[str, Any]) -> None:
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    train(config)
+    train_run(config, from_step=2)
+    assert_same_state(final_state(tmp_path / "run"), whole)
+    with pytest.raises(ConfigError, match="no good checkpoint at step 9"):
+        train_run(config, from_step=9)
+
+
+def test_a_damaged_newest_checkpoint_is_quarantined_and_the_end_is_the_same(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    with pytest.raises(Cut):
+        train(config, show=CutAt(5))
+    newest = CheckpointStore(tmp_path / "run", attempt="t").checkpoints()[-1]
+    file = newest.path / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    train(config)
+    assert_same_state(final_state(tmp_path / "run"), whole)
+    said = read_events(tmp_path / "run/journal.jsonl", {"quarantine"})
+    assert len(said) == 1 and "optimizer.safetensors" in said[0]["what"]
+
+
+def test_if_every_checkpoint_is_damaged_the_run_stops_and_does_not_start_over(
+    tmp_path: Path,
+) -> None:
+    config = toy_config(tmp_path)
+    with pytest.raises(Cut):
+        train(config, show=CutAt(3))
+    for file in (tmp_path / "run/checkpoints").rglob("model.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="Not starting over"):
+        train(config)
+
+
+def test_changed_training_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toy_recipe import ToyTask
+
+    with pytest.raises(Cut):
+        train(toy_config(tmp_path), show=CutAt(3))
+    facts = {"parameters": 1, "trainable": 1, "identities": {"rows": "others"}}
+    monkeypatch.setattr(ToyTask, "facts", lambda self: facts)
+    with pytest.raises(CheckpointError, match="rows: 64 -> others"):
+        train(toy_config(tmp_path))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with opened(toy_config(tmp_path)), pytest.raises(RunLocked):
+        train(toy_config(tmp_path))
+
+
+def test_early_stopping_survives_restarts(tmp_path: Path) -> None:
+    how: dict[str, Any] = {
+        "train": {"horizon": {"steps": 40}},
+        "evaluate": {**EVALUATE, "early_stop": {"patience": 2, "min_delta": 1.0}},
+    }
+    assert train(toy_config(tmp_path / "a", **how)) is StopReason.EARLY_STOP
+    for cut in (1, 3, 4):
+        with pytest.raises(Cut):
+            train(toy_config(tmp_path / "b", **how), show=CutAt(cut))
+    assert train(toy_config(tmp_path / "b", **how)) is StopReason.EARLY_STOP
+    assert_same_state(final_state(tmp_path / "a/run"), final_state(tmp_path / "b/run"))
+    assert train(toy_config(tmp_path / "b", **how)) is StopReason.EARLY_STOP
+
+
+def test_patience_counts_evaluations_without_enough_improvement() -> None:
+    assert not stale([3.0, 2.0, 1.0, 1.0], patience=2, min_delta=0.0)
+    assert stale([3.0, 1.0, 1.0, 1.0], patience=2, min_delta=0.0)
+    assert stale([3.0, 2.9, 2.8], patience=2, min_delta=0.5)
+    assert not stale([3.0, float("nan"), 2.0], patience=2, min_delta=0.0)
+    assert not stale([], patience=1, min_delta=0.0)
+
+
+def test_cost_adds_up_over_attempts_and_never_falls(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, cost={"usd_per_hour": 3600.0})
+    for cut in (2, 4):
+        with pytest.raises(Cut):
+            train(config, show=CutAt(cut))
+    train(config)
+    costs = [line["cost_usd"] for line in read_events(tmp_path / "run/journal.jsonl", {"step"})]
+    assert costs == sorted(costs) and costs[0] > 0
+
+
+def test_the_budget_stops_the_run_with_a_checkpoint_and_raising_it_goes_on(tmp_path: Path) -> None:
+    train(toy_config(tmp_path / "whole"))
+    poor = toy_config(tmp_path, cost={"usd_per_hour": 1e9, "budget_usd": 1e-6})
+    assert train(poor) is StopReason.BUDGET
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))  # nothing could be afforded
+
+    class Spends(Quiet):
+        def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+            if report.step == 3:
+                run.meter.spent_usd_before = 1e12  # type: ignore[union-attr]
+
+    from headway.run import train as loop
+
+    with opened(
+        toy_config(tmp_path, cost={"usd_per_hour": 1.0, "budget_usd": 1e11}), show=Spends()
+    ) as run:
+        run.meter.spent_usd_before = 0.0  # type: ignore[union-attr]
+        assert loop(run) is StopReason.BUDGET
+    assert CheckpointStore(tmp_path / "run", attempt="t").checkpoints()[-1].step == 3
+    train(toy_config(tmp_path, cost={"usd_per_hour": 1.0, "budget_usd": 1e18}))
+    assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "whole/run"))
+
+
+def test_a_full_disk_costs_one_save_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
+) -> None:
+    import shutil
+
+    real, calls = shutil.disk_usage, []
+
+    def nearly_full(path: Any) -> Any:
+        calls.append(path)
+        return real(path) if len(calls) > 2 else type("Usage", (), {"free": 0})
+
+    monkeypatch.setattr("headway.checkpoint.store.shutil.disk_usage", nearly_full)
+    assert train(toy_config(tmp_path, evaluate=EVALUATE)) is StopReason.FINISHED
+    skipped = read_events(tmp_path / "run/journal.jsonl", {"save_skipped"})
+    assert [line["step"] for line in skipped] == [1, 2]
+    assert_same_state(final_state(tmp_path / "run"), whole)
+
+
+def test_a_non_finite_step_ends_the_run_and_the_journal_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteStep) as caught:
+        train(toy_config(tmp_path, task={"nan_at_step": 3}))
+    assert caught.value.exit_code == 65
+    last = read(tmp_path / "run/journal.jsonl")[-1]
+    assert last["event"] == "stop" and last["reason"] == "error" and "refused" in last["message"]
+
+
+def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    keep = {"every_steps": 2, "keep_last": 1, "keep_best": 1}
+    train(toy_config(tmp_path, evaluate=EVALUATE, checkpoint=keep))
+    evaluations = read_events(tmp_path / "run/journal.jsonl", {"evaluation"})
+    best = min((e for e in evaluations if e["step"]), key=lambda e: e["metrics"]["loss"])["step"]
+    kept = {c.step for c in CheckpointStore(tmp_path / "run", attempt="t").checkpoints()}
+    assert kept == {best, 6}
+
+
+def test_an_evaluation_is_on_disk_with_its_worst_rows(tmp_path: Path) -> None:
+    train(toy_config(tmp_path, evaluate=EVALUATE))
+    place = tmp_path / "run/evals/step-00000006"
+    metrics = json.loads((place / "metrics.json").read_text())
+    assert metrics["rows"] == 6 and metrics["baselines"] == {"loss/zero": 0.5}
+    rows = [json.loads(line) for line in (place / "worst.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and rows[0]["loss"] >= rows[1]["loss"]
+
+
+def test_the_saved_config_is_the_config(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    train(config)
+    assert RunConfig.load(tmp_path / "run/config.yaml") == config
+
+
+def test_an_epoch_horizon_is_counted_in_rows(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, train={"horizon": {"epochs": 1.5}})
+    with opened(config) as run:
+        assert run.plan.num_steps == 12  # 64 rows x 1.5 / 8
+
+
+def test_a_token_horizon_is_counted_in_real_tokens(tmp_path: Path) -> None:
+    with opened(toy_config(tmp_path, train={"horizon": {"tokens": 320}})) as run:
+        assert run.plan.num_steps == 10  # 8 rows x 4 tokens a step
+
+
+def test_evaluation_shows_n_and_baseline(tmp_path: Path) -> None:
+    seen: list[Evaluation] = []
+
+    class Keeps(Quiet):
+        def evaluated(self, evaluation: Evaluation) -> None:
+            seen.append(evaluation)
+
+    train(toy_config(tmp_path, evaluate=EVALUATE), show=Keeps())
+    assert [e.step for e in seen] == [0, 2, 4, 6]
+    assert all(e.rows == 6 and e.weight > 6 and "loss/zero" in e.baselines for e in seen)
+    assert torch.isfinite(torch.tensor([e.metrics["absolute"] for e in seen])).all()
