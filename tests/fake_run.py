@@ -81,6 +81,9 @@ def journal(
         events.append(
             {"event": "stop", "at": clock.at(), "reason": end, "step": steps, "message": ""}
         )
+    attempt = 0
+    for event in events:  # every line of a journal carries its attempt's number
+        attempt = event.setdefault("attempt", attempt)
     return events
 
 

@@ -165,7 +165,7 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, int):
         return count(value)
     if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)
+        return "\n".join(str(item) for item in value)
     return str(value)
 
 

@@ -220,16 +220,16 @@ def _dress(axes: Any, chart: Chart, width: int) -> None:
     axes.grid(axis="y", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, pad=6)
-    axes.margins(x=0.01, y=0.08)
+    axes.margins(x=0.01, y=0.12)
     if chart.logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     if chart.zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * axes.dataLim.y1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-    axes.xaxis.set_major_locator(MaxNLocator(4 if width < 600 else 8, steps=ROUND, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5 if width < 600 else 8, steps=ROUND, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
 
 

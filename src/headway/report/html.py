@@ -14,11 +14,11 @@ from headway.report.curves import in_words, run_charts, run_marks
 from headway.report.page import PAGE, STYLE, table
 from headway.report.prose import key_figures, lead
 from headway.report.summary import Summary, best_evaluation, summarise
-from headway.report.timeline import Event, Timeline, timeline
+from headway.report.timeline import Event, Timeline, measured, timeline
 from headway.report.words import count, duration, number
 
 TABLE_ROWS = 30
-TEXT_LIMIT = 3000
+TEXT_LIMIT = 1500
 """Characters of one text of a worst row that are shown; the rest is counted."""
 
 
@@ -36,14 +36,14 @@ class Extras:
 
 
 def report_html(
-    events: Iterable[Event],
+    events: Iterable[Event] | Timeline,
     *,
     name: str,
     writer_pid: int | None = None,
     extras: Extras | None = None,
 ) -> str:
     """The whole page. ``writer_pid``: the process that holds the run's lock, None for nobody."""
-    told = timeline(events)
+    told = events if isinstance(events, Timeline) else timeline(events)
     extras = extras or Extras()
     summary = summarise(told, name=name, writer_pid=writer_pid)
     marks = run_marks(told, extras.checkpoints)
@@ -135,7 +135,7 @@ def _evaluations(told: Timeline) -> str:
         values = {**evaluation.get("metrics", {}), **evaluation.get("baselines", {})}
         cells = [count(evaluation["step"]), count(evaluation.get("rows"))]
         cells += [count(evaluation.get("weight"))]
-        cells += [number(values.get(key)) for key in columns]
+        cells += [number(measured(values.get(key))) for key in columns]
         cells += [duration(evaluation.get("seconds")), "best" if evaluation is best else ""]
         rows.append(("best" if evaluation is best else "", cells))
     left_out = len(told.evaluations) - len(shown)
@@ -189,7 +189,7 @@ def _worst_row(row: Mapping[str, Any]) -> str:
     facts = "".join(f"<dt>{escape(key)}</dt><dd>{_text(shown[key])}</dd>" for key in ordered)
     place = f" · {where}" if where is not None else ""
     return (
-        f'<article class="row"><h3>loss {number(row.get("loss"))}'
+        f'<article class="row"><h3>loss {number(measured(row.get("loss")))}'
         f"<span>row {count(row.get('row'))} · weight {count(row.get('weight'))}"
         f"{escape(place)}</span></h3><dl>{facts}</dl></article>"
     )

@@ -38,7 +38,7 @@ h2 { margin: 4rem 0 .5rem; font-size: 1.3rem; line-height: 1.3; font-weight: 650
 h3 { margin: 0; font-size: .95rem; font-weight: 600; }
 p { margin: 0 0 .8rem; max-width: 44rem; }
 .lead { font-size: 1.125rem; line-height: 1.65; }
-.note, figcaption, .unit { color: var(--muted); font-size: .875rem; }
+.note, figcaption, .unit { color: var(--muted); font-size: .875rem; font-weight: 400; }
 .note { line-height: 1.55; }
 .state { display: inline-flex; align-items: center; gap: .5em; margin: 0 0 1rem;
   font-weight: 600; font-size: .95rem; color: var(--tone); }
@@ -65,8 +65,8 @@ figure svg text { font-family: inherit !important; font-variant-numeric: tabular
   border-radius: 2px; }
 .train { --line: var(--train); } .heldout { --line: var(--heldout); }
 .scroll { overflow-x: auto; margin: 1rem 0 0; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: .42rem 1.4rem .42rem 0; text-align: right; white-space: nowrap;
+table { border-collapse: collapse; min-width: 60%; font-size: .9rem; }
+th, td { padding: .42rem 2rem .42rem 0; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--hairline); vertical-align: baseline; }
 th:last-child, td:last-child { padding-right: 0; }
 th { color: var(--muted); font-weight: 500; font-size: .8125rem; vertical-align: bottom; }
@@ -86,7 +86,8 @@ tr.best td.baseline { font-weight: 400; }
 .row dd i { color: var(--muted); font-style: normal; }
 .facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr);
   gap: .3rem 1.75rem; margin: 1rem 0 0; font-size: .925rem; }
-.facts dt { color: var(--muted); } .facts dd { margin: 0; overflow-wrap: anywhere; }
+.facts dt { color: var(--muted); }
+.facts dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
 pre { margin: 1rem 0 0; padding: 1rem 1.25rem; background: var(--raised); border-radius: .5rem;
   font: .85rem/1.6 ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono",
     monospace; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }

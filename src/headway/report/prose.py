@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from headway.report.summary import Summary, best_evaluation, held_out_loss
-from headway.report.timeline import Timeline
+from headway.report.timeline import Timeline, measured
 from headway.report.words import count, duration, money, number, short_count, size
 
 
@@ -46,7 +46,7 @@ def _quality(summary: Summary, told: Timeline) -> str:
     text += f" (N = {count(best.get('rows'))} rows, {count(best.get('weight'))} loss units)."
     for name, value in (best.get("baselines") or {}).items():
         if name.startswith("loss/"):
-            text += f" Baseline “{name.removeprefix('loss/')}”: {number(value)}."
+            text += f" Baseline “{name.removeprefix('loss/')}”: {number(measured(value))}."
     last = held_out_loss(told.evaluations[-1])
     if last is not None and summary.best_loss and last > summary.best_loss * 1.02:
         since = told.evaluations[-1]["step"] - best["step"]

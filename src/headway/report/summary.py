@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import median
 from typing import Any, Literal
 
-from headway.report.timeline import Event, Timeline, timeline
+from headway.report.timeline import Event, Timeline, measured, timeline
 from headway.report.words import instant
 
 State = Literal["running", "finished", "stopped", "dead", "not started"]
@@ -65,7 +64,6 @@ def summarise(
     best = best_evaluation(told.evaluations)
     state, reason = _state(told, writer_pid)
     ended_at_step = int((told.stop or {}).get("step") or 0)
-    numbers = [int(attempt.get("attempt") or 0) for attempt in told.attempts]
     return Summary(
         name=name,
         state=state,
@@ -73,7 +71,7 @@ def summarise(
         message=str((told.stop or {}).get("message") or ""),
         step=max(int(last.get("step", 0)), ended_at_step),
         steps=told.plan.get("steps"),
-        loss=last.get("loss"),
+        loss=measured(last.get("loss")),
         held_out_loss=held_out_loss(told.evaluations[-1]) if told.evaluations else None,
         best_loss=held_out_loss(best) if best else None,
         best_step=best["step"] if best else None,
@@ -81,7 +79,7 @@ def summarise(
         tokens_per_second=tokens_per_second(told.steps[-50:]),
         training_seconds=told.training_seconds if whole else None,
         cost_usd=told.cost_usd,
-        attempts=max([len(numbers), *numbers]),
+        attempts=told.attempt,
         redone_steps=told.redone_steps,
         hardware=hardware_name(told.attempts[-1].get("hardware") if told.attempts else None),
         last_at=instant(told.last_at),
@@ -99,8 +97,7 @@ def _state(told: Timeline, writer_pid: int | None) -> tuple[State, str]:
 
 def held_out_loss(evaluation: Event) -> float | None:
     """The loss of an evaluation event, or None where it has none."""
-    loss = (evaluation.get("metrics") or {}).get("loss")
-    return float(loss) if isinstance(loss, int | float) else None
+    return measured((evaluation.get("metrics") or {}).get("loss"))
 
 
 def best_evaluation(evaluations: Sequence[Event]) -> Event | None:
@@ -120,7 +117,7 @@ def tokens_per_second(steps: Sequence[Event]) -> float | None:
         for step in steps
         if step.get("seconds") and step.get("tokens") is not None
     ]
-    return median(rates) if rates else None
+    return sorted(rates)[len(rates) // 2] if rates else None
 
 
 def hardware_name(hardware: Any) -> str:

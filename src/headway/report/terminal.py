@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from headway.report.words import number, short_count
 
@@ -20,18 +20,16 @@ def plot(
         return ["(nothing measured)"]
     first, last = pairs[0][0], pairs[-1][0]
     low, high = min(y for _, y in pairs), max(y for _, y in pairs)
-    columns, rows = width * 2, height * 4
+    rows = height * 4
     cells = [[0] * width for _ in range(height)]
-    for (x, y), (x_next, y_next) in zip(pairs, [*pairs[1:], pairs[-1]], strict=True):
-        column = _place(x, first, last, columns)
-        row, row_next = (
-            rows - 1 - _place(y, low, high, rows),
-            rows - 1 - _place(y_next, low, high, rows),
-        )
-        if _place(x_next, first, last, columns) - column > 1:
-            row_next = row
-        for dot in range(min(row, row_next), max(row, row_next) + 1):
+    before: int | None = None
+    for x, y in _without_gaps(pairs, width * 2):
+        column = _place(x, first, last, width * 2)
+        row = rows - 1 - _place(y, low, high, rows)
+        start = row if before is None else before
+        for dot in range(min(start, row), max(start, row) + 1):
             cells[dot // 4][column // 2] |= DOTS[dot % 4][column % 2]
+        before = row
     labels = {0: number(high), height - 1: number(low)}
     if height > 4:
         labels[height // 2] = number(high - (high - low) * (height // 2) / (height - 1))
@@ -44,6 +42,18 @@ def plot(
     left, right = short_count(first), f"step {short_count(last)}"
     lines.append(" " * (margin + 2) + left + right.rjust(max(1, width - len(left))))
     return lines
+
+
+def _without_gaps(
+    pairs: Sequence[tuple[float, float]], columns: int
+) -> Iterator[tuple[float, float]]:
+    """The points, and straight lines between those more than a column apart."""
+    column = (pairs[-1][0] - pairs[0][0]) / columns
+    for (x, y), (x_next, y_next) in zip(pairs, pairs[1:], strict=False):
+        parts = max(1, math.ceil((x_next - x) / column)) if column > 0 else 1
+        for n in range(parts):
+            yield x + (x_next - x) * n / parts, y + (y_next - y) * n / parts
+    yield pairs[-1]
 
 
 def _place(value: float, low: float, high: float, places: int) -> int:

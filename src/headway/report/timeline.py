@@ -33,6 +33,8 @@ class Timeline:
     training_seconds: float
     """Step time over all attempts, steps done twice included."""
     cost_usd: float | None
+    attempt: int
+    """Number of the newest attempt; every event carries its attempt's."""
     last_at: Any
     """``at`` of the last event."""
 
@@ -44,18 +46,20 @@ def timeline(events: Iterable[Event]) -> Timeline:
     notices: list[Event] = []
     plan: Event = {}
     stop: Event | None = None
-    redone, seconds, cost, last_at = 0, 0.0, None, None
+    redone, seconds, cost, number, last_at = 0, 0.0, None, 0, None
     for event in events:
         kind = event.get("event")
         last_at = event.get("at", last_at)
+        number = max(number, int(event.get("attempt") or 0))
+        if stop is not None and event.get("attempt") != stop.get("attempt"):
+            stop = None  # a later attempt, whose first event may lie in a part that was not read
         if event.get("cost_usd") is not None:
             cost = max(float(event["cost_usd"]), cost or 0.0)
         if kind in by_step:
-            stop = None  # a later attempt's first event may lie in a part that was not read
-            seconds += float(event.get("seconds") or 0.0) if kind == "step" else 0.0
-            redone += _append(by_step[kind], event) if kind == "step" else 0
-            if kind != "step":
-                _append(by_step[kind], event)
+            replaced = _append(by_step[kind], event)
+            if kind == "step":
+                seconds += measured(event.get("seconds")) or 0.0
+                redone += replaced
         elif kind == "attempt":
             attempts.append(event)
             stop = None
@@ -80,6 +84,7 @@ def timeline(events: Iterable[Event]) -> Timeline:
         redone_steps=redone,
         training_seconds=seconds,
         cost_usd=cost,
+        attempt=number,
         last_at=last_at,
     )
 
@@ -99,14 +104,24 @@ def _append(kept: list[Event], event: Event) -> int:
     return replaced
 
 
+def measured(value: Any) -> float | None:
+    """A number of the journal, which writes NaN and infinity as text; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
 def series(events: Iterable[Event], key: str) -> tuple[list[float], list[float]]:
     """Steps and finite values of ``key`` where it was measured: two lists of one length."""
     steps, values = [], []
     for event in events:
-        value = event.get(key)
-        if isinstance(value, int | float) and math.isfinite(value):
+        value = measured(event.get(key))
+        if value is not None and math.isfinite(value):
             steps.append(event["step"])
-            values.append(float(value))
+            values.append(value)
     return steps, values
 
 

@@ -84,11 +84,14 @@ def instant(at: Any) -> datetime | None:
 
 
 def ago(at: datetime | None, now: datetime) -> str:
-    """How long before ``now`` something was: ``12 min ago``."""
+    """How long before ``now`` something was, in one unit: ``12 min ago``, ``3 d ago``."""
     if at is None:
         return "–"
     seconds = (now - at).total_seconds()
-    return "now" if seconds < 2 else f"{duration(seconds)} ago"
+    for unit, word in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.0f} {word} ago"
+    return "now"
 
 
 def clock(at: datetime | None) -> str:
