@@ -70,6 +70,13 @@ class Row:
         """The same string for the same content, whatever shape or file it came in."""
         return self.text if self.text is not None else json.dumps(self.messages, sort_keys=True)
 
+    def is_empty(self, train_on: str) -> bool:
+        """Whether nothing is said where something would be learned: no answer, or a blank one."""
+        if self.text is not None:
+            return not self.text.strip()
+        said = [m for m in self.messages if train_on == "all" or m["role"] == "assistant"]
+        return not any(m["content"].strip() or m.get("tool_calls") for m in said)
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -291,7 +298,8 @@ def _answer_span(
         raise DataError(
             f"{row.where}: the chat template writes message {index} differently depending on what "
             "comes before or after it, so which tokens are the answer cannot be told. Give "
-            "each answer a row of its own, or set chat_template: to one that writes every turn the same way."
+            "each answer a row of its own, or set chat_template: to one that writes every turn "
+            "the same way."
         )
     answer = after[len(before) :]
     content = row.messages[index]["content"].rstrip()

@@ -1,0 +1,221 @@
+"""From the ``data:`` section to rows ready for training: each record tokenised once, ever.
+
+The rows are kept in a cache folder named by a hash of all they depend on (the content of the files,
+the tokenizer, the template, the settings), written beside it and renamed when complete, and used by
+the next attempt. Rows of one source stand together, in the order of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from headway.data import chat
+from headway.data.formats import Record
+from headway.data.report import DataReport, Tally, refuse_beyond
+from headway.data.rows import Prepared, RowsWriter
+from headway.data.sources import Source, TextData, fingerprint, read_records
+from headway.data.tokenizers import identity
+from headway.errors import DataError
+
+_FORMAT = 1
+_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Rows to train on, rows held out (or None), and what became of all that was read."""
+
+    train: Prepared
+    held_out: Prepared | None
+    report: DataReport
+
+
+def prepare(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int, cache: Path) -> Splits:
+    """The rows of a ``data:`` section, from the cache when nothing they depend on has changed.
+
+    Several processes may prepare the same rows at once; the first to finish is kept. DataError for
+    unreadable data, and for more truncated, dropped or leaked rows than the section allows.
+    """
+    settings = _settings(data, tokenizer, max_tokens, seed)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder = cache / f"rows-{key[:24]}"
+    splits = _opened(folder)
+    if splits is None:
+        _build(folder, data, tokenizer, max_tokens, seed)
+        splits = _opened(folder)
+        if splits is None:
+            raise DataError(
+                f"{folder}: the rows just written cannot be read back; is the disk bad?"
+            )
+    refuse_beyond(
+        splits.report,
+        max_truncated=data.max_truncated,
+        max_dropped=data.max_dropped,
+        max_leaked=data.max_leaked,
+    )
+    if splits.held_out is None and data.eval_fraction is not None:
+        raise DataError(
+            f"eval_fraction: {data.eval_fraction} of {len(splits.train)} rows holds out no row; "
+            "raise it, or give eval:"
+        )
+    return splits
+
+
+def survey(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int) -> DataReport:
+    """The report alone, writing nothing and refusing nothing: what ``headway data lint`` shows."""
+    tallies = _Tallies(data)
+    for _ in _examples(data, tokenizer, max_tokens, seed, tallies):
+        pass
+    return tallies.report()
+
+
+def _settings(data: TextData, tokenizer: Any, max_tokens: int, seed: int) -> dict[str, Any]:
+    """All that the prepared rows are a function of. Limits and weights are not among it."""
+    return {
+        "format": _FORMAT,
+        "train": [fingerprint(source) for source in data.train],
+        "eval": [fingerprint(source) for source in data.eval or ()],
+        "eval_fraction": [data.eval_fraction, seed] if data.eval_fraction else None,
+        "tokenizer": identity(tokenizer),
+        "template": chat.chosen_template(data.chat_template, tokenizer),
+        "train_on": data.train_on,
+        "overlong": data.overlong,
+        "max_tokens": max_tokens,
+    }
+
+
+def _opened(folder: Path) -> Splits | None:
+    """The rows in a finished folder; None when there is none, or it is damaged."""
+    try:
+        tree = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        held_out = Prepared(folder / "held-out")
+        train = Prepared(folder / "train")
+        return Splits(train, held_out if len(held_out) else None, DataReport.from_tree(tree))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: int) -> None:
+    """Write everything into a partial folder, then give it its name."""
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    tallies = _Tallies(data)
+    try:
+        writers = {
+            split: RowsWriter(partial / split, len(tokenizer)) for split in ("train", "held-out")
+        }
+        for split, source, example in _examples(data, tokenizer, max_tokens, seed, tallies):
+            writers[split].add(example, source)
+        for writer in writers.values():
+            writer.finish()
+        report = json.dumps(tallies.report().tree(), indent=1)
+        (partial / "report.json").write_text(report, encoding="utf-8")
+        if _opened(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+    except FileExistsError:
+        pass  # another process was first, with the same content
+    except OSError as error:
+        if _opened(folder) is None:
+            raise DataError(f"{folder}: prepared rows cannot be stored: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Tallies:
+    """The tally of each (split, source), and which contents each split has had."""
+
+    def __init__(self, data: TextData) -> None:
+        self.by_key: dict[tuple[str, int], Tally] = {}
+        for index, source in enumerate(data.train):
+            self.by_key["train", index] = Tally(source=source.path, split="train")
+        held_out = data.train if data.eval_fraction else data.eval or ()
+        for index, source in enumerate(held_out):
+            self.by_key["held-out", index] = Tally(source=source.path, split="held-out")
+        self.contents: dict[str, set[int]] = {"train": set(), "held-out": set()}
+
+    def read(self, split: str, source: int, row: chat.Row) -> Tally:
+        """Count a row that was read, its shape, and whether it was seen before."""
+        tally = self.by_key[split, source]
+        tally.read += 1
+        tally.formats[row.kind] = tally.formats.get(row.kind, 0) + 1
+        content = _number(row.content)
+        if content in self.contents[split]:
+            tally.duplicates += 1
+            tally.note("duplicate", row.where)
+        self.contents[split].add(content)
+        if split == "held-out" and content in self.contents["train"]:
+            tally.leaked += 1  # the training rows are all read before the first held-out source
+            tally.note("leaked", row.where)
+        return tally
+
+    def report(self) -> DataReport:
+        return DataReport(tuple(self.by_key.values()))
+
+
+def _examples(
+    data: TextData, tokenizer: Any, max_tokens: int, seed: int, tallies: _Tallies
+) -> Iterator[tuple[str, int, chat.Example]]:
+    """(split, index of the source, example) for every row that is kept."""
+    template = chat.chosen_template(data.chat_template, tokenizer)
+    places: list[tuple[str, int, Source]] = [("train", i, s) for i, s in enumerate(data.train)]
+    places += [("held-out", i, s) for i, s in enumerate(data.eval or ())]
+    for split, index, source in places:
+        for records in _batches(read_records(source)):
+            rows = [chat.recognise(record) for record in records]
+            written = [chat.write(row, tokenizer, template, train_on=data.train_on) for row in rows]
+            examples = chat.encode(
+                written, tokenizer, max_tokens=max_tokens, overlong=data.overlong
+            )
+            for row, example in zip(rows, examples, strict=True):
+                side = split
+                if data.eval_fraction and _chance(row.content, seed) < data.eval_fraction:
+                    side = "held-out"
+                tally = tallies.read(side, index, row)
+                if _counted(tally, row, example, data):
+                    yield side, index, example
+
+
+def _counted(tally: Tally, row: chat.Row, example: chat.Example, data: TextData) -> bool:
+    """Count the example; whether it is kept."""
+    tally.longest_tokens = max(tally.longest_tokens, example.full_tokens)
+    if example.truncated and data.overlong == "drop":
+        tally.drop("longer than max_tokens", row.where)
+        return False
+    if example.truncated:
+        tally.truncated += 1
+        tally.cut_tokens += example.full_tokens - len(example.ids)
+        tally.note("truncated", row.where)
+    if row.is_empty(data.train_on):
+        tally.drop("nothing to learn: no answer, or an empty one", row.where)
+        return False
+    if example.weight == 0:
+        tally.drop("no supervised token is left after truncation", row.where)
+        return False
+    tally.kept += 1
+    tally.tokens += len(example.ids)
+    tally.supervised_tokens += example.weight
+    return True
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    while batch := list(islice(records, _BATCH)):
+        yield batch
+
+
+def _number(content: str) -> int:
+    """64 bits that stand for a content: two of ten million differ with certainty 1 - 3e-6."""
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())
+
+
+def _chance(content: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the seed and the content alone."""
+    return _number(f"{seed}\n{content}") / 2**64
