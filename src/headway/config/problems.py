@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headway.config.shape import Path, Schema, all_paths, keys_at
+from headway.config.shape import Path, Schema, all_paths, child, keys_at
 from headway.config.translate import VALUES, translate
 from headway.errors import ConfigError
 
@@ -80,7 +80,7 @@ def find_problems(errors: Iterable[Details], tree: Any, root: Schema) -> list[Pr
     """
     together: dict[Path, list[Details]] = {}
     for error in errors:
-        together.setdefault(_written_path(error, tree), []).append(error)
+        together.setdefault(_written_path(error, tree, root), []).append(error)
     found: list[Problem] = []
     for path, group in together.items():
         if group[0]["type"].endswith("_type") and any(_inside(path, other) for other in together):
@@ -109,19 +109,17 @@ def _placed(problem: Problem, places: Mapping[Path, Place]) -> Problem:
     return problem
 
 
-def _written_path(error: Details, tree: Any) -> Path:
+def _written_path(error: Details, tree: Any, root: Schema) -> Path:
     """Pydantic's location without the parts (union tags, type names) that are no keys."""
-    path: list[str | int] = []
-    loc = error["loc"]
-    for position, part in enumerate(loc):
-        inside = isinstance(tree, Mapping) and part in tree
-        counted = isinstance(tree, Sequence) and isinstance(part, int) and not isinstance(tree, str)
-        if inside or counted:
-            path.append(part)
-            tree = tree[part] if inside or part < len(tree) else None
-        elif position == len(loc) - 1 and error["type"] == "missing":
-            path.append(part)
-    return tuple(path)
+    path: Path = ()
+    here = tree
+    for part in error["loc"]:
+        is_key = isinstance(here, Mapping) and part in here
+        is_item = isinstance(here, list | tuple) and isinstance(part, int)
+        if is_key or is_item or part in keys_at(root, path, tree):
+            path = (*path, part)
+            here = child(here, part)
+    return path
 
 
 def _unknown_key(path: Path, value: Any, tree: Any, root: Schema) -> Iterator[Problem]:

@@ -40,7 +40,7 @@ def keys_at(root: Schema, path: Path, tree: Any) -> dict[str, Schema]:
     """The keys that may stand at ``path``; a union's member is chosen by its tag in ``tree``."""
     objects = list(_objects(root, root, tree))
     for part in path:
-        tree = _child(tree, part)
+        tree = child(tree, part)
         inner = [_step(each, part) for each in objects]
         objects = [found for each in inner if each for found in _objects(root, each, tree)]
     return {key: part for each in objects for key, part in each.get("properties", {}).items()}
@@ -71,7 +71,7 @@ def _objects(root: Schema, part: Schema, tree: Any) -> Iterator[Schema]:
         yield from _objects(root, part["items"], tree)
     members = part.get("anyOf") or part.get("oneOf") or ()
     tag = part.get("discriminator", {})
-    chosen = _child(tree, tag["propertyName"]) if tag else None
+    chosen = child(tree, tag["propertyName"]) if tag else None
     if isinstance(chosen, str) and chosen in tag.get("mapping", {}):
         members = [{"$ref": tag["mapping"][chosen]}]
     for member in members:
@@ -87,9 +87,10 @@ def _is_open(part: Schema) -> bool:
     return isinstance(part.get("additionalProperties"), Mapping)
 
 
-def _child(tree: Any, part: str | int) -> Any:
+def child(tree: Any, part: str | int) -> Any:
+    """What stands at ``part`` of a mapping or list; None if nothing does."""
     if isinstance(tree, Mapping):
         return tree.get(part)
-    if isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+    if isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree):
         return tree[part]
     return None

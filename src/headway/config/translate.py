@@ -53,6 +53,9 @@ _TEMPLATE = "write task.data.chat_template, or nothing: the model's own template
 _SPECIAL = "write task.special_tokens"
 _SHAPE = "write it in task.model, the model's shape (recipe pretrain); sft takes it from the model"
 _CONTINUE = "write nothing: `headway train` of the same config continues the newest good checkpoint"
+_CLONE = "clone the code, then: headway train CONFIG"
+_PAGE = "no server is needed: `headway report` writes one HTML file"
+_STATUS = "see `headway status`"
 _SECRET = "secrets stay in the environment, never in a config"
 _WORKERS = "write nothing: data is prepared ahead of the step by itself"
 _GPUS = "write nothing: start with torchrun --nproc-per-node; train.batch_size is the whole batch"
@@ -294,6 +297,15 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "hub_token": (HF, f"{_SECRET} (HF_TOKEN)"),
     "wandb_api_key": (S000, f"{_SECRET} (WANDB_API_KEY)"),
     "trust_remote_code": (HF, "write nothing: nothing that is loaded may run code"),
+    "git_repo": (S000, f"write nothing: {_CLONE}"),
+    "git_branch": (S000, f"write nothing: {_CLONE}"),
+    "config_path": (S000, f"write nothing: {_CLONE}"),
+    "host": ("TensorBoard", _PAGE),
+    "port": ("TensorBoard", _PAGE),
+    "refresh": (S004, _STATUS),
+    "logs_only": (S004, _STATUS),
+    "once": (S004, _STATUS),
+    "save": (S004, "`headway checkpoints plot` says where it drew the curves; see its --help"),
     # shapes
     "hidden_size": (HF, _SHAPE),
     "num_hidden_layers": (HF, _SHAPE),
