@@ -52,8 +52,12 @@ class Journal:
         """Open for writing; a torn last line is cut off. ``attempt``: from ``next_attempt``."""
         self.path = path
         self.attempt = attempt
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise self._refused(error) from error
         size_bytes = os.fstat(self._fd).st_size
         self._end = _good_end(self._fd, size_bytes)
         self.cut_bytes = size_bytes - self._end
@@ -82,29 +86,37 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._fd, self._end)
-            kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else HeadwayError
-            raise kind(
-                f"cannot write to the journal {self.path}: {error.strerror}. Nothing that was "
-                "written is lost. Free space or repair the disk, then run the same command."
-            ) from error
+            raise self._refused(error) from error
         self._end += written
 
     def flush(self) -> None:
         """Wait until every line is on disk."""
-        os.fsync(self._fd)
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._refused(error) from error
 
     def close(self) -> None:
         """Flush and close; closing twice is harmless."""
         if self._fd >= 0:
-            self.flush()
-            os.close(self._fd)
-            self._fd = -1
+            try:
+                self.flush()
+            finally:
+                os.close(self._fd)
+                self._fd = -1
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _refused(self, error: OSError) -> HeadwayError:
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else HeadwayError
+        return kind(
+            f"cannot write the journal {self.path}: {error.strerror}. Its whole lines are safe. "
+            "Free space or repair the disk, then run the same command."
+        )
 
 
 def read(path: Path) -> list[Event]:

@@ -10,6 +10,7 @@ answer is what it is; the lock file stays after the run and means nothing by its
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -47,31 +48,35 @@ class RunLock:
         self._fd = -1
 
     def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if _open_here(self.path) is not None:
             # Opening and closing the file again would drop this process's own lock (fcntl(2)).
             raise RunLocked(
                 f"this process already holds {self.path} (process {os.getpid()}): a run is trained "
                 "once at a time. End the first training before starting the second."
             )
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        who = None
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            who = _written(self._fd)
-            self._close()
+            if self._fd >= 0:
+                who = _written(self._fd)
+                self._close()
             raise _refused(self.path, who, error) from error
         who = Holder(
             pid=os.getpid(),
             host=socket.gethostname(),
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(asdict(who)).encode() + b"\n", 0)
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, without a name
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(asdict(who)).encode() + b"\n", 0)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        os.ftruncate(self._fd, 0)  # a reader then sees that nobody claims to hold it
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)  # a reader then sees that nobody claims to hold it
         self._close()
 
     def _close(self) -> None:
@@ -106,7 +111,7 @@ def _refused(path: Path, who: Holder | None, error: OSError) -> RunLocked:
         )
     return RunLocked(
         f"cannot lock {path}: {error.strerror}. Put the run directory (run.root) on a disk that "
-        "supports POSIX locks."
+        "can be written and that supports POSIX locks."
     )
 
 

@@ -176,7 +176,8 @@ class CheckpointStore:
         left = sorted(p for p in self.directory.iterdir() if p.name.startswith(_LEFTOVER))
         for path in left:
             if path.is_symlink() or not path.is_dir():
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
             else:
                 shutil.rmtree(path, ignore_errors=True)
         return [path.name for path in left]
