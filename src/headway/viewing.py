@@ -200,7 +200,10 @@ def changed_lines(tree: Mapping[str, Any]) -> list[str]:
                 for key, default in own.items()
                 if not fields[key].is_required()
             }
-    lines = difference(defaults, tree)
+    order = list(tree)
+    lines = sorted(
+        difference(defaults, tree), key=lambda line: order.index(line.split(".")[0].split(":")[0])
+    )
     return [f"{key}: {value}" for line in lines for key, value in [_after(line)] if value != "null"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from headway.report.words import number, short_count
 
@@ -47,9 +48,9 @@ def plot(
 def _without_gaps(
     pairs: Sequence[tuple[float, float]], columns: int
 ) -> Iterator[tuple[float, float]]:
-    """The points, and straight lines between those more than a column apart."""
-    column = (pairs[-1][0] - pairs[0][0]) / columns
-    for (x, y), (x_next, y_next) in zip(pairs, pairs[1:], strict=False):
+    """The points, and straight lines between those further apart than half a column."""
+    column = (pairs[-1][0] - pairs[0][0]) / (2 * columns)
+    for (x, y), (x_next, y_next) in pairwise(pairs):
         parts = max(1, math.ceil((x_next - x) / column)) if column > 0 else 1
         for n in range(parts):
             yield x + (x_next - x) * n / parts, y + (y_next - y) * n / parts
