@@ -4,50 +4,77 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 HEAD_BYTES = 32_768
 TAIL_BYTES = 131_072
+STEPS = 50
+"""Steps that the rate is the median of."""
+
+Events = list[dict[str, Any]]
 
 
-def head_and_tail(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The first and last events of a journal, and whether that is all of them."""
+def head_and_tail(path: Path) -> tuple[Events, bool]:
+    """A journal's first events, up to the plan, and its last; and whether that is all of them."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if size <= HEAD_BYTES + TAIL_BYTES:
-            return _events(file.read(), whole_first=True), True
-        head = _events(file.read(HEAD_BYTES), whole_first=True)
-    return [*head, *tail_events(path)], False
+            return list(_parsed(_lines(file.read()))), True
+        head: Events = []
+        for event in _parsed(_lines(file.read(HEAD_BYTES))):
+            head.append(event)
+            if event.get("event") == "plan":
+                break
+    return [*head, *tail_events(path, steps=STEPS)], False
 
 
-def tail_events(path: Path, tail_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
+def tail_events(path: Path, tail_bytes: int = TAIL_BYTES, steps: int | None = None) -> Events:
     """The events that lie whole in the journal's last ``tail_bytes``; a torn last line is dropped.
 
-    An event longer than that is looked for further back, so the newest event is never missed.
+    An event longer than that is looked for further back, so the newest event is never missed. With
+    ``steps``, only as many as hold that many steps and an evaluation: the rest is not parsed.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         while True:
             start = max(0, size - tail_bytes)
             file.seek(start)
-            events = _events(file.read(size - start), whole_first=start == 0)
+            lines = _lines(file.read(size - start))
+            if start > 0:
+                lines = lines[1:]  # it began before
+            events = _last(_parsed(reversed(lines)), steps)
             if events or start == 0:
-                return events
+                return events[::-1]
             tail_bytes *= 4
 
 
-def _events(data: bytes, *, whole_first: bool) -> list[dict[str, Any]]:
-    """The complete lines in ``data`` that are JSON objects."""
-    end = data.rfind(b"\n") + 1
-    lines = data[:end].splitlines()
-    events = []
-    for line in lines if whole_first else lines[1:]:
+def _last(newest_first: Iterator[dict[str, Any]], steps: int | None) -> Events:
+    """Events until there are enough of them."""
+    taken: Events = []
+    seen = {"step": 0, "evaluation": 0}
+    for event in newest_first:
+        taken.append(event)
+        if event.get("event") in seen:
+            seen[event["event"]] += 1
+            if steps is not None and seen["step"] >= steps and seen["evaluation"]:
+                break
+    return taken
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """The complete lines: what follows the last newline is torn."""
+    return data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects."""
+    for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
-            events.append(event)
-    return events
+            yield event
