@@ -55,17 +55,17 @@ def prepare(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int, cache
             raise DataError(
                 f"{folder}: the rows just written cannot be read back; is the disk bad?"
             )
+    if splits.held_out is None and data.eval_fraction is not None:
+        raise DataError(
+            f"eval_fraction: {data.eval_fraction} of {len(splits.train)} rows holds out no row; "
+            "raise it, or give eval:"
+        )
     refuse_beyond(
         splits.report,
         max_truncated=data.max_truncated,
         max_dropped=data.max_dropped,
         max_leaked=data.max_leaked,
     )
-    if splits.held_out is None and data.eval_fraction is not None:
-        raise DataError(
-            f"eval_fraction: {data.eval_fraction} of {len(splits.train)} rows holds out no row; "
-            "raise it, or give eval:"
-        )
     return splits
 
 

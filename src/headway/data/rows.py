@@ -1,7 +1,7 @@
 """Tokenised rows on disk: flat arrays that are mapped, not loaded, however many rows there are.
 
-``ids`` and ``supervised`` of all rows stand one after the other; ``ends`` says where each stops. The
-header is written last and holds a hash of itself and the size and hash of each file.
+``ids`` and ``supervised`` of all rows stand one after the other; ``ends`` says where each stops.
+The header is written last and holds a hash of itself and the size and hash of each file.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class RowsWriter:
             "sha256": {name: digest.hexdigest() for name, digest in self.hashes.items()},
         }
         header = json.dumps({"body": body, "sha256": _hash(body)}, indent=1)
-        with (self.folder / "header.json").open("w", encoding="utf-8") as stream:
-            stream.write(header)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with (self.folder / "header.json").open("w", encoding="utf-8") as text:
+            text.write(header)
+            text.flush()
+            os.fsync(text.fileno())
 
     def _append(self, name: str, values: Any) -> None:
         raw = np.asarray(values, dtype=self.kinds[name]).tobytes()
@@ -102,8 +102,12 @@ class Prepared:
             if verify and hashlib.sha256(file.read_bytes()).hexdigest() != body["sha256"][name]:
                 raise ValueError(f"{file}: its content changed")
             empty = body["bytes"][name] == 0
-            arrays[name] = np.empty(0, dtype) if empty else np.memmap(file, dtype, mode="r")
+            arrays[name] = np.asarray(
+                np.empty(0, dtype) if empty else np.memmap(file, dtype, mode="r")
+            )
         self._arrays = arrays
+        self.sha256: str = stored["sha256"]
+        """Names this content: two splits with one hash hold the same rows."""
         self._starts = np.concatenate([np.zeros(1, np.int64), arrays["ends"]])
         self.lengths: NDArray[np.int64] = np.diff(self._starts)
         self.weights: NDArray[np.int64] = np.array(arrays["weights"])

@@ -34,7 +34,7 @@ def identity(tokenizer: Any) -> str:
 
 
 def train_characters(text: str, eos_token: str | None = None) -> PreTrainedTokenizerFast:
-    """One token per distinct character of ``text``, in sorted order, as nanoGPT's ``shakespeare_char``.
+    """One token per distinct character of ``text``, as in nanoGPT's ``shakespeare_char``.
 
     Ids are 0, 1, 2 … in code point order; ``eos_token``, when asked for, comes after them.
     Another character is an error when it is tokenised, not an unknown token.
@@ -71,8 +71,8 @@ def train_bpe(
     smallest = 256 + len(special_tokens)
     if vocab_size < smallest or not special_tokens:
         raise DataError(
-            f"a byte-level vocabulary needs a special token to end documents and at least {smallest} "
-            f"tokens, not {vocab_size}"
+            f"a byte-level vocabulary needs a special token to end documents and at "
+            f"least {smallest} tokens, not {vocab_size}"
         )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
