@@ -97,6 +97,7 @@ def test_a_config_is_frozen():
         ),
         ("run.yaml", "recipe: toy\n3: x\n", "a key must be text"),
         ("run.json", '{"recipe": "toy",}', "run.json:1:18: not valid JSON"),
+        ("run.json", '{"recipe": "toy", "recipe": "b"}', "found duplicate key 'recipe'"),
         ("run.toml", "recipe = \n", "run.toml:1:10: not valid TOML"),
         ("run.py", "x = 1\n", "defines no 'config'"),
         ("run.py", "1/0\n", "ZeroDivisionError"),
@@ -142,6 +143,8 @@ def test_another_horizon_replaces_the_first_and_another_recipe_its_task(write):
 def test_a_circle_of_extends_and_a_missing_base_are_clear_errors(write):
     write("extends: run.yaml\n", "b.yaml")
     assert "in a circle: run.yaml -> b.yaml -> run.yaml" in refusal(write("extends: b.yaml\n"))
+    write("extends: ../run.yaml\n", "deep/c.yaml")
+    assert "in a circle" in refusal(write("extends: deep/c.yaml\n"))
     said = refusal(write("recipe: toy\nextends: none.yaml\n"))
     assert "run.yaml:2:1: extends: there is no file" in said and "none.yaml" in said
     assert "should be the path of one file" in refusal(write("extends: [a.yaml]\n"))

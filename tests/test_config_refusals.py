@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headway.config import (
     InvalidConfig,
     RunConfig,
     load_config,
 )
+from headway.errors import ConfigError
 from strangers import GOOD, refusal, strangers_recipes, tree, write
 
 __all__ = ["strangers_recipes", "write"]
@@ -56,6 +59,30 @@ def test_all_problems_are_said_at_once_in_the_order_of_the_file_each_at_its_key(
     assert "command line: train.eps: should be a valid number (got 'a')" in said
 
 
+names = st.sampled_from(["recipe", "run", "train", "horizon", "steps", "task", "tuning", "kind"])
+names |= st.sampled_from(["data", "betas", "evaluate", "early_stop", "lora_r", "training", "0"])
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["toy", "qlora"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        names,
+        st.recursive(
+            values,
+            lambda inner: st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=2),
+        ),
+        max_size=5,
+    )
+)
+def test_whatever_is_written_it_is_a_config_or_a_config_error(tmp_path_factory, tree):
+    path = tmp_path_factory.mktemp("any") / "run.json"
+    path.write_text(json.dumps(tree | {"recipe": "toy"}))
+    with pytest.raises(ConfigError) as caught:  # train is never whole, so it is never a config
+        load_config(path, ["train.eps=1"])
+    assert str(caught.value)
+
+
 def test_the_caret_stands_under_the_key(write):
     lines = refusal(write(BAD)).splitlines()
     at = next(i for i, line in enumerate(lines) if "task.tuning.rnak" in line)
@@ -67,6 +94,12 @@ def test_a_problem_in_an_extended_file_is_placed_in_that_file(write):
     base = write(GOOD.replace("batch_size: 16", "batch_size: x"), "base.yaml")
     assert f"{base}:4:3: train.batch_size" in refusal(write("extends: base.yaml\n"))
     assert load_config(write("extends: base.yaml\ntrain: {batch_size: 3}\n")).train.batch_size == 3
+
+
+def test_a_problem_in_a_replaced_list_is_not_placed_in_the_file_it_was_replaced_in(write):
+    path = write(GOOD.replace("rows.jsonl", "[{path: a}]"))
+    said = refusal(path, "task.data.train=[{path: 3}]")
+    assert "command line: task.data.train[0].path: should be a valid string" in said
 
 
 def test_a_problem_in_toml_or_json_has_its_line(write):

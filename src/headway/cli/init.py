@@ -44,7 +44,7 @@ def starter_names() -> list[str]:
     return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def command(
+def init_command(
     recipe: Annotated[str, typer.Argument(help="Which kind of training: sft, pretrain.")],
     to: Annotated[
         Path | None, typer.Option(help="Where to write it.", show_default="RECIPE.yaml")

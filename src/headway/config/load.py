@@ -32,8 +32,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     layer = _extended(path, ())
     for override in overrides:
         layer = merge(layer, read_override(override))
-    if isinstance(layer.tree.get("run", {}), dict) and "name" not in layer.tree.get("run", {}):
-        layer = merge(Layer({"run": {"name": _name_of(path)}}), layer)
+    layer = merge(Layer({"run": {"name": _name_of(path)}}), layer)
     try:
         return RunConfig(**layer.tree)
     except InvalidConfig as error:

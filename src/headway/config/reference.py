@@ -98,7 +98,8 @@ def _rows(
             yield from _rows(root, member["items"], f"{at}[]")
         where = f"{at} ({name})" if name else at
         for key, inner in member.get("properties", {}).items():
-            if (only and key not in only) or (name and "const" in inner):
+            is_tag = name and name in (inner.get("const"), ", ".join(inner.get("enum", ())))
+            if (only and key not in only) or is_tag:
                 continue
             path = f"{where}.{key}".removeprefix(".")
             yield path, inner, key in member.get("required", ()) or (key == "task")
@@ -108,12 +109,14 @@ def _rows(
 def _members(
     root: Mapping[str, Any], part: Mapping[str, Any]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(tag or '', schema) of the mappings and lists that ``part`` may be."""
+    """(tags or '', schema) of the mappings and lists that ``part`` may be."""
     if "$ref" in part:
         yield from _members(root, _resolved(root, part))
     elif "discriminator" in part:
-        for tag, ref in part["discriminator"]["mapping"].items():
-            yield tag, _resolved(root, {"$ref": ref})
+        mapping = part["discriminator"]["mapping"]
+        for ref in dict.fromkeys(mapping.values()):
+            tags = [tag for tag, other in mapping.items() if other == ref]
+            yield ", ".join(tags), _resolved(root, {"$ref": ref})
     elif "anyOf" in part:
         for member in part["anyOf"]:
             yield from _members(root, member)

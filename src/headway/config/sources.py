@@ -77,14 +77,23 @@ def _yaml(path: Path, text: str) -> tuple[dict[str, Any], dict[shape.Path, Place
 
 def _json(path: Path, text: str) -> tuple[dict[str, Any], dict[shape.Path, Place]]:
     try:
-        tree = _mapping(path, json.loads(text))
+        tree = _mapping(path, json.loads(text, object_pairs_hook=_once))
     except json.JSONDecodeError as error:
         raise _broken(path, "JSON", error.msg, error.lineno, error.colno, text) from error
-    try:  # JSON is YAML but for tabs between tokens
-        node, _ = _compose(text.replace("\t", " "), Place(str(path)))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    try:  # JSON is YAML, but for escapes of characters beyond U+FFFF
+        node, _ = _compose(text, Place(str(path)))
     except ConfigError:
         return tree, {}
     return tree, dict(_node_places(node, (), str(path), text.splitlines()))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, _ in pairs:
+        if sum(key == other for other, _ in pairs) > 1:
+            raise ValueError(f"found duplicate key {key!r}")
+    return dict(pairs)
 
 
 def _toml(path: Path, text: str) -> tuple[dict[str, Any], dict[shape.Path, Place]]:
