@@ -179,6 +179,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "new_special_tokens": (FAC, _SPECIAL),
     "add_special_tokens": (FAC, _SPECIAL),
     "tokens": (AXO, _SPECIAL),
+    "special_tokens": (AXO, f"{_SPECIAL}, a list; the model's own stay as they are"),
     # data
     "dataset_name": (HF, _DATA),
     "dataset": (FAC, _DATA),
