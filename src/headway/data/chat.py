@@ -293,7 +293,8 @@ def _answer_span(
     end-of-turn mark, without the white space that only separates it from the next turn.
     """
     before = _written(row, index, tokenizer, template, answering=True)
-    after = _written(row, index + 1, tokenizer, template)
+    last = index + 1 == len(row.messages)
+    after = whole if last else _written(row, index + 1, tokenizer, template)
     if not (after.startswith(before) and whole.startswith(after)):
         raise DataError(
             f"{row.where}: the chat template writes message {index} differently depending on what "

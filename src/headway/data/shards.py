@@ -102,7 +102,7 @@ def tokenize(
         return Index.read(to)
     _begin(to, wanted, tokenizer)
     done = _finished_shards(to)
-    records = islice(_documents(sources), sum(shard.documents for shard in done), None)
+    records = islice(documents_of(sources), sum(shard.documents for shard in done), None)
     writer = _ShardWriter(to, np.dtype(wanted.dtype), shard_tokens, done)
     encode = partial(_encoded, str(to / "tokenizer" / "tokenizer.json"), wanted.eos_id)
     for documents in _mapped(encode, _chunks(records), workers):
@@ -130,7 +130,7 @@ def _index(sources: Sequence[Source], tokenizer: Any, shard_tokens: int) -> Inde
     }
     read = [fingerprint(source) for source in sources]
     plan = json.dumps([facts, read, shard_tokens], sort_keys=True)
-    name = tokenizer.name_or_path or "made by headway"
+    name = Path(tokenizer.name_or_path).name or "made by headway"
     return Index(**facts, tokenizer=name, plan=hashlib.sha256(plan.encode()).hexdigest())
 
 
@@ -165,7 +165,7 @@ def _finished_shards(to: Path) -> list[Shard]:
     return done
 
 
-def _documents(sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
+def documents_of(sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
     """(where, text) of every document."""
     for source in sources:
         for record in read_records(source):

@@ -94,6 +94,14 @@ class TokenStream:
         return self.last - self.first
 
     @property
+    def identity(self) -> str:
+        """A hash of the length and of 64 samples of 1024 tokens over the whole stream."""
+        total = hashlib.sha256(f"{self.first} {self.last}".encode())
+        for begin in np.linspace(self.first, max(self.first, self.last - 1024), 64).astype(int):
+            total.update(self._ids(begin, min(begin + 1024, self.last)).tobytes())
+        return total.hexdigest()
+
+    @property
     def documents(self) -> int:
         """Documents that begin in this stream."""
         return len(self._starts(self.first, self.last))

@@ -1,0 +1,169 @@
+"""``headway data``: rows as the model sees them, what is wrong with them, and token shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headway.data.sources import TextData
+
+app = typer.Typer(help="Look at training data, check it, and make token shards.")
+
+_What = Annotated[str, typer.Argument(help="A config (.yaml, .toml), or a data file or folder.")]
+_Tokenizer = Annotated[
+    str | None, typer.Option(help="Model or folder the tokenizer is of; a config names its own.")
+]
+_MaxTokens = Annotated[int, typer.Option(help="Longest row, where no config says it.")]
+
+
+@app.command()
+def show(
+    what: _What,
+    rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
+    start: Annotated[int, typer.Option(help="The first of them, counted from 0.")] = 0,
+    tokenizer: _Tokenizer = None,
+    max_tokens: _MaxTokens = 2048,
+) -> None:
+    """Rows through the real template: what is supervised is green, what is not is dim."""
+    from itertools import islice
+
+    from headway.data.chat import render, spans
+    from headway.data.sources import read_records
+
+    data, model, longest = _opened(what, tokenizer, max_tokens)
+    records = (record for source in data.train for record in read_records(source))
+    for record in islice(records, start, start + rows):
+        example = render(
+            record,
+            model,
+            max_tokens=longest,
+            train_on=data.train_on,
+            overlong=data.overlong,
+            chat_template=data.chat_template,
+        )
+        cut = f", cut from {example.full_tokens:,}" if example.truncated else ""
+        facts = f"{example.kind}, {len(example.ids):,} tokens{cut}, {example.weight:,} supervised"
+        typer.secho(f"{example.where}  ({facts})", bold=True)
+        for text, supervised in spans(example, model):
+            typer.secho(text, fg="green" if supervised else None, dim=not supervised, nl=False)
+        typer.echo("\n")
+
+
+@app.command()
+def lint(
+    what: _What,
+    tokenizer: _Tokenizer = None,
+    max_tokens: _MaxTokens = 2048,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Count all rows: shapes, lengths, what is dropped, cut, double or leaked; 65 if refused."""
+    from headway.cli.tables import show_json
+    from headway.data.prepare import survey
+    from headway.data.report import refuse_beyond
+
+    data, model, longest = _opened(what, tokenizer, max_tokens)
+    report = survey(data, model, max_tokens=longest, seed=_seed(what))
+    if json:
+        show_json(report.tree())
+    else:
+        typer.echo("\n".join(report.lines()))
+    refuse_beyond(
+        report,
+        max_truncated=data.max_truncated,
+        max_dropped=data.max_dropped,
+        max_leaked=data.max_leaked,
+    )
+
+
+@app.command()
+def tokenize(
+    sources: Annotated[list[str], typer.Argument(help="Files, folders, hf:… or remote paths.")],
+    to: Annotated[Path, typer.Option(help="Folder for the shards; the same call continues it.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="A model or folder; `characters`; or `bpe:SIZE` to train one.")
+    ],
+    text: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    shard_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a shard.")] = 100_000_000,
+) -> None:
+    """Documents to token shards for pretraining, in parallel; interrupted, it goes on."""
+    from headway.data.shards import tokenize as write_shards
+    from headway.data.sources import Source
+
+    columns = None if text == "text" else {"text": text}
+    read = [Source(path=path, columns=columns) for path in sources]
+    model = _made(tokenizer, read, to)
+    index = write_shards(read, model, to, workers=workers, shard_tokens=shard_tokens)
+    documents = sum(shard.documents for shard in index.shards)
+    typer.echo(
+        f"{to}: {index.tokens:,} tokens of {documents:,} documents in {len(index.shards)} shards, "
+        f"vocabulary {index.vocab_size:,}"
+    )
+
+
+def _opened(what: str, tokenizer: str | None, max_tokens: int) -> tuple[TextData, Any, int]:
+    """The data section, the tokenizer and the longest row, of a config or for a bare file."""
+    from headway.data.sources import TextData
+
+    if not _is_config(what):
+        if tokenizer is None:
+            raise ConfigError(
+                f"{what}: rows are shown as a model sees them: give --tokenizer MODEL"
+            )
+        return TextData.model_validate({"train": what}), _loaded(tokenizer, None), max_tokens
+    task: Any = _config(what).task
+    data = getattr(task, "data", None)
+    if not isinstance(data, TextData):
+        raise ConfigError(f"{what}: its recipe trains on other data than rows of text")
+    model = _loaded(tokenizer or task.base_model, getattr(task, "revision", None))
+    return data, model, task.max_tokens
+
+
+def _is_config(what: str) -> bool:
+    return Path(what).suffix in (".yaml", ".yml", ".toml")
+
+
+def _config(what: str) -> Any:
+    from headway.config import load_config
+
+    return load_config(what)
+
+
+def _seed(what: str) -> int:
+    """The run's seed, which draws the held-out rows; 0 for a bare file."""
+    return int(_config(what).run.seed) if _is_config(what) else 0
+
+
+def _loaded(name: str, revision: str | None) -> Any:
+    from headway.models.hub import load_tokenizer
+    from headway.opening import cache_folder
+
+    return load_tokenizer(name, revision, cache_folder())
+
+
+def _made(name: str, sources: list[Any], to: Path) -> Any:
+    """The tokenizer: trained on the sources, or loaded. One already beside shards is kept."""
+    from headway.data.shards import documents_of
+    from headway.data.tokenizers import train_bpe, train_characters
+
+    if name != "characters" and not name.startswith("bpe:"):
+        return _loaded(name, None)
+    if (to / "tokenizer").is_dir():
+        return _loaded(str((to / "tokenizer").resolve()), None)
+    texts = (text for _, text in documents_of(sources))
+    if name == "characters":
+        characters: set[str] = set()
+        documents = 0
+        for document in texts:
+            characters |= set(document)
+            documents += 1
+        return train_characters("".join(characters), "<|endoftext|>" if documents > 1 else None)
+    size = name.removeprefix("bpe:")
+    if not size.isdigit():
+        raise ConfigError(f"--tokenizer {name}: write the size of the vocabulary, as in bpe:8192")
+    return train_bpe(texts, int(size))
