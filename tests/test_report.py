@@ -159,7 +159,7 @@ class _Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page() -> str:
     extras = Extras(config_lines=["train.batch_size: 16 & <b>"], commands=[("go on", "headway x")])
-    return report_html(fake_run.journal(steps=600), name="bot <1>", extras=extras)
+    return report_html(fake_run.journal(steps=600), name="</title><img src=//x>", extras=extras)
 
 
 def test_the_page_asks_nothing_of_the_network_and_runs_no_script(page: str) -> None:
@@ -186,7 +186,11 @@ def test_two_drawings_without_their_prefix_would_share_ids(page: str) -> None:
 def test_text_from_data_and_config_cannot_act_in_the_page(page: str) -> None:
     text = _Page(page).text
     assert "<script>alert('x')</script>" in text and "<script" not in page
-    assert "bot <1>" in text and "16 & <b>" in text and "<return to sender>" in text
+    assert (
+        text.count("</title><img src=//x>") == 2
+        and "16 & <b>" in text
+        and "<return to sender>" in text
+    )
     assert "3,500 more characters" in text and "(empty)" in text
 
 
@@ -316,6 +320,8 @@ def test_details_of_a_checkpoint_know_only_the_steps_before_it(tmp_path: Path) -
     assert told["held_out"]["best_step_so_far"] == 400
     assert told["held_out"]["evaluations_since_best"] == 0
     assert told["training"]["loss"] == view.told.steps[399]["loss"]
+    mean = sum(step["loss"] for step in view.told.steps[350:400]) / 50
+    assert told["training"]["mean_loss_of_50_steps"] == pytest.approx(mean)
     later = checkpoint_details(view.told, view.checkpoint("newest").manifest)
     assert later["held_out"]["evaluations_since_best"] == 2
     assert json.loads(json.dumps(later)) == later

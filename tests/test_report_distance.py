@@ -80,6 +80,14 @@ def test_a_cut_weights_file_is_refused_by_name(tmp_path: Path, cut: int) -> None
         compare_weights(folder, folder)
 
 
+def test_a_header_that_claims_more_than_the_file_holds_is_not_believed(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}" * 40)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        compare_weights(folder, folder)
+
+
 def test_a_module_is_a_tensor_without_its_last_name_and_lora_factor() -> None:
     assert module_of("model.layers.0.q_proj.lora_A.weight") == "model.layers.0.q_proj"
     assert module_of("model.norm.weight") == "model.norm"

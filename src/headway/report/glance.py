@@ -42,10 +42,8 @@ def tail_events(path: Path, tail_bytes: int = TAIL_BYTES, steps: int | None = No
         while True:
             start = max(0, size - tail_bytes)
             file.seek(start)
-            lines = _lines(file.read(size - start))
-            if start > 0:
-                lines = lines[1:]  # it began before
-            events = _last(_parsed(reversed(lines)), steps)
+            # A first line that is cut is no JSON object: its last brace closes nothing.
+            events = _last(_parsed(reversed(_lines(file.read(size - start)))), steps)
             if events or start == 0:
                 return events[::-1]
             tail_bytes *= 4
@@ -66,7 +64,7 @@ def _last(newest_first: Iterator[dict[str, Any]], steps: int | None) -> Events:
 
 def _lines(data: bytes) -> list[bytes]:
     """The complete lines: what follows the last newline is torn."""
-    return data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+    return data.split(b"\n")[:-1]
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

@@ -70,7 +70,7 @@ th, td { padding: .42rem 2rem .42rem 0; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--hairline); vertical-align: baseline; }
 th:last-child, td:last-child { padding-right: 0; }
 th { color: var(--muted); font-weight: 500; font-size: .8125rem; vertical-align: bottom; }
-th.text, td.text { text-align: left; white-space: normal; }
+th.text, td.text { text-align: left; }
 td.baseline, td.faint { color: var(--muted); }
 tr.best td { font-weight: 650; }
 tr.best td.baseline { font-weight: 400; }
@@ -97,6 +97,7 @@ footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hair
   h1 { font-size: 1.65rem; }
   h2 { margin-top: 3rem; }
   .pair { grid-template-columns: 1fr; }
+  figure svg text { font-size: 13px !important; }
   .wide { display: none !important; } .narrow { display: block !important; }
   .figures { grid-template-columns: 1fr 1fr; }
   .row dl { grid-template-columns: 1fr; gap: .1rem; } .row dd { margin-bottom: .6rem; }
