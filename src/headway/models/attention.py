@@ -22,9 +22,12 @@ from torch import Tensor, nn
 
 from headway.errors import ConfigError
 from headway.models.backbone import backbone, base_model
+from headway.models.cpu_attention import grouped_attention
 
 NAME = "headway"
 GENERATING = "sdpa"
+GROUPED_TOKENS = 1024
+"""Longest segment for which matrix products beat PyTorch's flash kernel on CPU."""
 REFUSED = ("softcap", "s_aux", "position_bias", "cache")
 """What a family may ask of its attention function that none of the paths here computes."""
 
@@ -166,6 +169,10 @@ def attend(
 def _by_segment(query, key, value, dropout, scaling, cuts: Segments, window: int | None) -> Tensor:
     """One attention call per segment, or one for all when they are equally long."""
     lengths = cuts.lengths
+    if _grouped_fits(query, dropout, lengths, window):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        flat = (query[0], key[0], value[0])
+        return grouped_attention(*flat, lengths, scale, torch.bfloat16).unsqueeze(0)
     if len(set(lengths)) == 1 and query.shape[0] == 1:
         q, k, v = (_stack(t, len(lengths)) for t in (query, key, value))
         out = _causal(q, k, v, dropout, scaling, window)
@@ -199,6 +206,17 @@ def _causal(q, k, v, dropout: float, scaling: float | None, window: int | None) 
     )
 
 
+def _grouped_fits(query: Tensor, dropout: float, lengths: list[int], window: int | None) -> bool:
+    """Whether the CPU's matrix products are the faster way: bf16, segments of ordinary length."""
+    return (
+        query.device.type == "cpu"
+        and query.shape[0] == 1
+        and dropout == 0.0
+        and max(lengths) <= min(GROUPED_TOKENS, window or GROUPED_TOKENS)
+        and _half_type(query) == torch.bfloat16
+    )
+
+
 def _varlen_fits(query: Tensor, value: Tensor, dropout: float, cuts: Segments) -> bool:
     """Whether PyTorch's variable-length flash attention can take this call (Ampere and later)."""
     return (
@@ -217,8 +235,9 @@ def _half_type(query: Tensor) -> torch.dtype | None:
     half = (torch.bfloat16, torch.float16)
     if query.dtype in half:
         return query.dtype
-    if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") in half:
-        return torch.get_autocast_dtype("cuda")
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) in half:
+        return torch.get_autocast_dtype(kind)
     return None
 
 

@@ -61,7 +61,8 @@ def backbone(model: nn.Module) -> Backbone:
 def prove_backbone(model: nn.Module) -> Backbone:
     """Check on random tokens that head(body(tokens)) are the model's own logits.
 
-    Call it before ``attention.isolate``. Raises ConfigError where they differ: the family does something to its logits unknown here.
+    Call it before ``attention.isolate``. Raises ConfigError where they differ: the family does
+    something to its logits that is unknown here.
     """
     parts, base = backbone(model), base_model(model)
     weight = parts.head.weight

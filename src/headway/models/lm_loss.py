@@ -160,6 +160,6 @@ def _logits(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast's type where autocast is on; a custom Function's body runs outside it."""
+    """Autocast's type where autocast is on: said aloud, since a backward runs outside of it."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
