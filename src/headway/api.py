@@ -1,12 +1,29 @@
-"""The Python door: train, open a trained run, use it. The command line goes through here too."""
+"""The Python door: train a run, open a trained one, use it. The command line goes through here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from headway.config import RunConfig
-from headway.opening import opened
-from headway.records import StopReason
+from headway.checkpoint import Checkpoint, CheckpointStore, verify
+from headway.config import RunConfig, find_recipe, load_config
+from headway.engine.evaluate import evaluate
+from headway.engine.state import load_model
+from headway.engine.task import Recipe, Task
+from headway.engine.world import World, choose_device
+from headway.errors import CheckpointError, ConfigError
+from headway.journal import read_events
+from headway.opening import (
+    CONFIG_FILE,
+    JOURNAL_FILE,
+    build_context,
+    opened,
+    prepare_torch,
+    same_identities,
+)
+from headway.records import Evaluation, StopReason
 from headway.run import Quiet, Show
 from headway.run import train as train_loop
 
@@ -29,3 +46,85 @@ def train_run(
     """As ``train``; also says where the run is."""
     with opened(config, fresh=fresh, from_step=from_step, show=show or Quiet()) as run:
         return run.folder, train_loop(run)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's model at one verified checkpoint, ready for use."""
+
+    config: RunConfig
+    folder: Path
+    recipe: Recipe
+    task: Task
+    checkpoint: Checkpoint
+    world: World
+
+    def predict(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One answer; keys are the recipe's own (``prompt`` -> ``text``)."""
+        return self.recipe.predict(self.task, request)
+
+    def evaluate(self, worst_rows: int = 20) -> Evaluation:
+        """Measure on the held-out rows. The run must have been loaded with ``data=True``."""
+        found = evaluate(
+            self.task,
+            step=self.checkpoint.step,
+            world=self.world,
+            precision=self.config.hardware.precision,
+            worst_rows=worst_rows,
+        )
+        assert found is not None
+        return self.recipe.measure(self.task, found)
+
+    def export(self, to: Path, format: str) -> Mapping[str, Any]:
+        """Write weights for use elsewhere, read them back and compare; what was found."""
+        return self.recipe.export(self.task, self.config.task, to, format)
+
+
+def load_run(
+    folder: str | Path, step: int | str | None = None, *, data: bool = False
+) -> TrainedRun:
+    """The run in ``folder`` at a step, at ``"best"`` (lowest held-out loss), or at its newest.
+
+    The checkpoint is verified before it is used and never another one is used instead. ``data``:
+    read the held-out rows too. Raises ConfigError (no such run or step), CheckpointError (damaged).
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder} is not a run: it has no {CONFIG_FILE}")
+    config = load_config(folder / CONFIG_FILE)
+    checkpoint = choose_checkpoint(folder, step)
+    problems = verify(checkpoint)
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.path} is damaged: {'; '.join(problems)}. Choose another with --step; "
+            "headway train puts it aside and goes on from the newest good one"
+        )
+    prepare_torch(config)
+    world = World(choose_device(config.hardware.device))
+    recipe = find_recipe(config.recipe)
+    task = recipe.build(config.task, build_context(config, world, data=data))
+    if data:
+        then = checkpoint.manifest.facts.get("identities", {})
+        same_identities(then, task.facts().get("identities", {}), checkpoint.step)
+    load_model(task, checkpoint.path / "model")
+    task.model.eval()
+    return TrainedRun(config, folder, recipe, task, checkpoint, world)
+
+
+def choose_checkpoint(folder: Path, step: int | str | None) -> Checkpoint:
+    """The checkpoint a person means. Raises ConfigError when there is none such."""
+    found = {c.step: c for c in CheckpointStore(folder, attempt="reader").checkpoints()}
+    if not found:
+        raise ConfigError(f"{folder} has no checkpoint yet")
+    if step is None:
+        return found[max(found)]
+    if step == "best":
+        events = read_events(folder / JOURNAL_FILE, {"evaluation"})
+        losses = {e["step"]: e["metrics"]["loss"] for e in events if e["step"] in found}
+        if not losses:
+            raise ConfigError(f"{folder}: no evaluated checkpoint is left, so none is the best")
+        return found[min(losses, key=lambda at: (float(losses[at]), at))]
+    wanted = int(str(step).removeprefix("step-"))
+    if wanted not in found:
+        raise ConfigError(f"{folder} has no checkpoint at step {wanted}; it has {sorted(found)}")
+    return found[wanted]

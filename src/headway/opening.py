@@ -153,7 +153,7 @@ def started_meter(config: RunConfig, folder: Path) -> Meter | None:
     return Meter(price, before, process_age_seconds())
 
 
-def build_context(config: RunConfig, world: World, weights: Path | None = None) -> BuildContext:
+def build_context(config: RunConfig, world: World, *, data: bool = True) -> BuildContext:
     """What the recipe may know of the run and the machine."""
     section = config.hardware
     if config.train.batch_size < world.ranks:
@@ -174,7 +174,7 @@ def build_context(config: RunConfig, world: World, weights: Path | None = None) 
         compile=section.compile,
         held_out_rows=config.evaluate.max_rows if config.evaluate else None,
         cache=cache_folder(),
-        weights=weights,
+        data=data,
     )
 
 

@@ -63,6 +63,8 @@ class Evaluation:
     """The same metrics for something trivial, named ``metric/baseline`` (``loss/untrained``)."""
     seconds: float
     worst: tuple[RowLoss, ...] = ()
+    samples: tuple[tuple[str, str], ...] = ()
+    """(prompt, what the model went on with), greedily, where the recipe makes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,11 @@ state) is in ``opening.py``. Nothing else decides what happens, or in which orde
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -264,6 +263,9 @@ class Run:
             self.state.evaluations.append((step, found.metrics["loss"]))
             self.scores[step] = found.metrics["loss"]
             if self.journal:
+                before = next((x for at, x in self.state.evaluations if at == 0 < step), None)
+                if before is not None:
+                    found = replace(found, baselines={"loss/untrained": before})
                 found = self.recipe.measure(self.task, found)
                 write_evaluation(self.folder, found)
                 self.journal.append(found)
@@ -308,7 +310,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """``evals/step-…/metrics.json`` and ``worst.jsonl``, one row a line."""
     place = folder / "evals" / f"step-{evaluation.step:08d}"
     place.mkdir(parents=True, exist_ok=True)
-    facts = dataclasses.asdict(evaluation)
+    facts = asdict(evaluation)
     rows = facts.pop("worst")
     (place / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
     (place / "worst.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -117,18 +117,19 @@ class ToyRecipe:
         return []
 
     def measure(self, task: ToyTask, evaluation: Evaluation) -> Evaluation:
-        return replace(evaluation, baselines={"loss/zero": 0.5})
+        return replace(evaluation, baselines={**evaluation.baselines, "loss/zero": 0.5})
 
     def predict(self, task: ToyTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
         with torch.no_grad():
             return {"y": task.model(torch.tensor(request["x"])).tolist()}
 
-    def export(self, task: ToyTask, config: ToyConfig, to: Path, format: str) -> None:
+    def export(self, task: ToyTask, config: ToyConfig, to: Path, format: str) -> Mapping[str, Any]:
         if format != "weights":
             raise ConfigError(f"toy exports weights, not {format}")
         from safetensors.torch import save_file
 
         save_file(task.model.state_dict(), to / "model.safetensors")
+        return {}
 
 
 RECIPE = ToyRecipe()

@@ -98,9 +98,8 @@ class BuildContext:
     """Measure on this many held-out rows, chosen by seed; None: on all."""
     cache: Path
     """Where prepared data and converted models may be kept between attempts."""
-    weights: Path | None = None
-    """A checkpoint's ``model/`` folder to take weights from (predict, evaluate, export), else
-    None."""
+    data: bool = True
+    """False where only the model is used (predict, export): read no rows."""
 
 
 class Recipe(Protocol):
@@ -126,6 +125,10 @@ class Recipe(Protocol):
         """One answer of the trained model; keys are the recipe's own (``prompt`` -> ``text``)."""
         ...
 
-    def export(self, task: Any, config: Any, to: Path, format: str) -> None:
-        """Write weights for use elsewhere; ConfigError for a format this recipe does not have."""
+    def export(self, task: Any, config: Any, to: Path, format: str) -> Mapping[str, Any]:
+        """Write weights for use elsewhere, read them back, and compare; what was found.
+
+        Raises ConfigError for a format this recipe does not have, CheckpointError where the export
+        does not answer as the trained model does.
+        """
         ...

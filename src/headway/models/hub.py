@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from headway.errors import ConfigError, DataError
 
@@ -180,7 +181,9 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for library in ("transformers", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    disable_progress_bar()  # a person sees the run's own progress
     try:
         yield
     except (OSError, ValueError, ImportError) as error:

@@ -33,10 +33,13 @@ class Full(BaseModel):
 
 
 class Lora(BaseModel):
-    """Low-rank adapters train; the model's own weights stay as they are."""
+    """Low-rank adapters train; the model's own weights stay as they are.
+
+    With ``qlora`` its linear layers are stored in 4 bits (NF4, double quantisation).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["lora"] = "lora"
+    kind: Literal["lora", "qlora"] = "lora"
     rank: int = Field(16, ge=1, description="Rank of each adapter.")
     alpha: float = Field(32, gt=0, description="Adapters are scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
@@ -46,18 +49,10 @@ class Lora(BaseModel):
     )
 
 
-class QLora(Lora):
-    """LoRA over linear layers stored in 4 bits (NF4, double quantisation)."""
-
-    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+Tuning = Annotated[Full | Lora, Field(discriminator="kind")]
 
 
-Tuning = Annotated[Full | Lora | QLora, Field(discriminator="kind")]
-
-
-def adapt(
-    model: PreTrainedModel, tuning: Full | Lora | QLora, new_tokens: Sequence[int] = ()
-) -> nn.Module:
+def adapt(model: PreTrainedModel, tuning: Full | Lora, new_tokens: Sequence[int] = ()) -> nn.Module:
     """The model with the right parameters trainable.
 
     ``new_tokens`` are ids whose embedding rows are new: they train in every mode, the other rows of

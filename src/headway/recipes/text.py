@@ -34,11 +34,13 @@ class TokenRow:
     """One training sequence."""
 
     ids: NDArray[np.integer]
-    """[tokens]"""
-    supervised: NDArray[np.bool_]
-    """[tokens]; True where the token is a target. A segment's first token never is one."""
+    """[tokens] that the model reads."""
     ends: tuple[int, ...]
     """Where each document of the row ends; attention does not cross."""
+    at: NDArray[np.int64]
+    """[n] places in ``ids`` that predict something."""
+    targets: NDArray[np.integer]
+    """[n] what they should predict."""
 
 
 class TokenRows(Protocol):
@@ -57,6 +59,20 @@ class TokenRows(Protocol):
         ...
 
 
+class NoRows:
+    """Where only the model is used."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, row: int) -> TokenRow:
+        raise IndexError(row)
+
+    def shown(self, row: int) -> dict[str, Any]:
+        """There is nothing to show."""
+        return {}
+
+
 @dataclass
 class TextTask:
     """A causal language model and the rows it learns from."""
@@ -72,6 +88,8 @@ class TextTask:
     context: BuildContext
     base_model: str
     described: dict[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    """The chat template that rows were written with; None where they were plain text."""
     saves_tokenizer: bool = True
 
     def batch_at(self, step: int) -> list[Microbatch]:
@@ -186,29 +204,25 @@ def flatten(source: TokenRows, rows: Sequence[int]) -> Microbatch:
     ``targets`` [n] (token predicted), ``row_of_target`` [n], ``rows``.
     """
     parts = [source[row] for row in rows]
-    ids = np.concatenate([part.ids for part in parts]).astype(np.int64)
-    supervised = np.concatenate([part.supervised for part in parts])
-    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
-    ends = [int(start + end) for start, p in zip(starts, parts, strict=False) for end in p.ends]
-    segment_starts = np.array([0, *ends[:-1]])
-    lengths = np.diff([0, *ends])
-    at = np.flatnonzero(supervised)
-    row_of_target = np.searchsorted(starts, at, side="right") - 1
-    tensors: dict[str, Tensor] = {
-        "input_ids": torch.from_numpy(ids)[None],
-        "position_ids": torch.from_numpy(np.arange(len(ids)) - np.repeat(segment_starts, lengths))[
-            None
-        ],
-        "positions": torch.from_numpy(at - 1),
-        "targets": torch.from_numpy(ids[at]),
-        "row_of_target": torch.from_numpy(row_of_target),
+    lengths = [len(part.ids) for part in parts]
+    starts = np.cumsum([0, *lengths])[:-1]
+    ends = np.concatenate([start + p.ends for start, p in zip(starts, parts, strict=True)])
+    pieces = np.diff(ends, prepend=0)
+    position_ids = np.arange(sum(lengths)) - np.repeat(ends - pieces, pieces)
+    weights = [len(part.at) for part in parts]
+    tensors = {
+        "input_ids": np.concatenate([part.ids for part in parts])[None],
+        "position_ids": position_ids[None],
+        "positions": np.concatenate([s + p.at for s, p in zip(starts, parts, strict=True)]),
+        "targets": np.concatenate([part.targets for part in parts]),
+        "row_of_target": np.repeat(np.arange(len(rows)), weights),
     }
-    weights = np.bincount(row_of_target, minlength=len(rows))
+    inputs: dict[str, Any] = {k: torch.from_numpy(v.astype(np.int64)) for k, v in tensors.items()}
     return Microbatch(
-        inputs={**tensors, "segment_ends": ends, "rows": len(rows)},
+        inputs={**inputs, "segment_ends": ends.tolist(), "rows": len(rows)},
         rows=tuple(rows),
-        weights=tuple(float(w) for w in weights),
-        tokens=len(ids),
+        weights=tuple(float(weight) for weight in weights),
+        tokens=sum(lengths),
     )
 
 

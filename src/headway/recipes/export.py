@@ -1,0 +1,98 @@
+"""Weights for use elsewhere, read back from disk and compared before anybody says done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from headway.engine.state import safetensors_chunks
+from headway.errors import CheckpointError, ConfigError
+from headway.models.attention import generating
+
+if TYPE_CHECKING:
+    from headway.recipes.text import TextTask
+
+TOLERANCE = 2e-3
+"""Largest difference of logits, relative to the largest logit: fp32 sums in another order."""
+
+
+def export_model(task: TextTask, base: Any, to: Path, format: str) -> Mapping[str, Any]:
+    """Write ``adapter``, ``merged`` or (a fully tuned model) ``full`` into the empty folder ``to``.
+
+    ``base`` is the untouched base model in fp32, or None for a fully tuned one. Returns the largest
+    difference between the logits of what was read back and of the model before it was written.
+    """
+    adapted = isinstance(task.model, PeftModel)
+    formats = ("adapter", "merged") if adapted else ("full",)
+    if format not in formats:
+        raise ConfigError(f"--format {format}: this run exports {' or '.join(formats)}")
+    to.mkdir(parents=True, exist_ok=True)
+    if any(to.iterdir()):
+        raise ConfigError(f"--to {to}: the folder is not empty; give another one")
+    write_saved(task, to)
+    if not adapted:
+        with generating(task.model) as trained:
+            expected = logits(trained)
+        found = AutoModelForCausalLM.from_pretrained(to, dtype=trained.dtype)
+        return compared(expected, logits(found.to(trained.device)), to)
+    joined = PeftModel.from_pretrained(base, to)
+    expected = logits(joined)
+    if format == "adapter":
+        same_adapter(task.model, joined, to)
+        return {"format": format, "to": str(to), "tensors": len(list(joined.parameters()))}
+    for file in to.glob("adapter_*"):
+        file.unlink()
+    joined.merge_and_unload(safe_merge=True).save_pretrained(to)
+    found = AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32)
+    return compared(expected, logits(found), to) | {"format": format}
+
+
+def write_saved(task: TextTask, to: Path) -> None:
+    """The same files a checkpoint's ``model/`` folder holds."""
+    saved = task.saved()
+    for name, data in saved.files.items():
+        (to / name).write_bytes(data)
+    for name, tensors in saved.tensors.items():
+        on_host = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+        with (to / name).open("wb") as file:
+            file.writelines(safetensors_chunks(on_host))
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    """Logits [1, 16, vocabulary] in fp32 for a fixed row of token ids."""
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    drawn = torch.randint(vocabulary, (1, 16), generator=torch.Generator().manual_seed(0))
+    training = model.training
+    model.eval()
+    found: torch.Tensor = model(input_ids=drawn.to(device), use_cache=False).logits.float().cpu()
+    model.train(training)
+    return found
+
+
+def compared(expected: torch.Tensor, found: torch.Tensor, to: Path) -> dict[str, Any]:
+    """The largest difference; CheckpointError if it is more than another order of sums explains."""
+    difference = float((expected - found).abs().max() / expected.abs().max())
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"{to}: what was read back answers differently (logits off by {difference:.2g} of the "
+            "largest); do not use it"
+        )
+    return {"to": str(to), "largest_logit_difference": difference}
+
+
+def same_adapter(trained: nn.Module, found: nn.Module, to: Path) -> None:
+    """Every adapter tensor read back must be the trained one, bit for bit."""
+    there = dict(found.named_parameters())
+    for name, parameter in trained.named_parameters():
+        if "lora_" in name and not torch.equal(
+            parameter.detach().cpu(), there[name].detach().cpu()
+        ):
+            raise CheckpointError(f"{to}: {name} was read back with other values; do not use it")

@@ -1,0 +1,262 @@
+"""Fine-tune a chat model on conversations, instructions, questions, or plain text.
+
+Loss on the assistant's tokens, LoRA, QLoRA or all weights, rows without padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from headway.config import CLOSED
+from headway.data.chat import chosen_template
+from headway.data.order import Mixture, rows_at
+from headway.data.packing import pack
+from headway.data.prepare import Splits, prepare
+from headway.data.rows import Prepared
+from headway.data.sources import TextData
+from headway.data.tokenizers import identity
+from headway.engine.precision import weights_dtype
+from headway.engine.task import BuildContext
+from headway.errors import ConfigError
+from headway.models.attention import checkpoint_activations, isolate
+from headway.models.backbone import prove_backbone
+from headway.models.hub import load_causal_lm, load_tokenizer, weights_identity
+from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
+from headway.models.tuning import Lora, Tuning, adapt, adapted_modules, add_tokens
+from headway.recipes.export import export_model
+from headway.recipes.generate import generate
+from headway.recipes.text import NoRows, TextTask, TokenRow, TokenRows
+from headway.records import Evaluation, Finding
+
+
+class SftConfig(BaseModel):
+    """What to fine-tune, how, and on what."""
+
+    model_config = CLOSED
+
+    base_model: str
+    """A hub name, a folder, a GGUF file, or `package:NAME/FILE` inside an installed package."""
+    revision: str | None = None
+    """Commit or tag on the hub; left out: the newest."""
+    tuning: Tuning = Field(default=Lora(), validate_default=True)
+    """Which parameters train: `full`, `lora` or `qlora`."""
+    max_tokens: int = Field(default=2048, ge=8)
+    """Longest row in tokens; what happens to a longer one is `data.overlong`."""
+    packing: bool = False
+    """Join short rows to rows of up to `max_tokens`, attention isolated per example. A step then
+    sees `batch_size` packed rows."""
+    special_tokens: tuple[str, ...] = Field(default=(), strict=False)
+    """New tokens; their embedding rows train in every mode."""
+    data: TextData
+    """Where rows come from, and what to refuse."""
+
+
+@dataclass(frozen=True)
+class ExampleRows:
+    """Prepared examples as training rows: one each, or several packed into one."""
+
+    examples: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    bins: Sequence[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.bins)
+
+    def __getitem__(self, row: int) -> TokenRow:
+        parts = [self.examples[i] for i in self.bins[row]]
+        for _, supervised in parts:
+            supervised[:1] = False  # nothing in its own example predicts a first token
+        ids = np.concatenate([ids for ids, _ in parts])
+        targets = np.flatnonzero(np.concatenate([supervised for _, supervised in parts]))
+        ends = tuple(np.cumsum([len(part) for part, _ in parts]).tolist())
+        return TokenRow(ids=ids, ends=ends, at=targets - 1, targets=ids[targets])
+
+    def shown(self, row: int) -> dict[str, Any]:
+        """File and line, what the model is given, and what it should say."""
+        first = self.bins[row][0]
+        ids, supervised = self.examples[first]
+        answers = np.flatnonzero(supervised)
+        start = int(answers[0]) if len(answers) else len(ids)
+        return {
+            "where": self.examples.where(first),
+            "prompt": self.tokenizer.decode(ids[:start].tolist()),
+            "reference": self.tokenizer.decode(ids[start:].tolist()),
+        }
+
+
+class SftRecipe:
+    """The recipe ``sft``."""
+
+    Config = SftConfig
+
+    def build(self, config: SftConfig, context: BuildContext) -> TextTask:
+        """Tokenizer, model and rows. Raises ConfigError or DataError with what to do."""
+        if context.compile:
+            raise ConfigError(
+                "hardware.compile: sft rows differ in length, so every step would compile again; "
+                "set it to false"
+            )
+        tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+        model = load_model(config, context, tokenizer)
+        task = TextTask(
+            model=model,
+            tokenizer=tokenizer,
+            train=NoRows(),
+            held=None,
+            order=lambda positions: positions,
+            rows_per_epoch=0,
+            tokens_per_epoch=0,
+            context=context,
+            base_model=config.base_model,
+            template=chosen_template(config.data.chat_template, tokenizer),
+        )
+        return with_rows(task, config, context, tokenizer) if context.data else task
+
+    def checks(self, config: SftConfig) -> list[Finding]:
+        """Nothing that the build does not refuse itself."""
+        return []
+
+    def measure(self, task: TextTask, evaluation: Evaluation) -> Evaluation:
+        """Perplexity, and the worst rows as text with each token's loss."""
+        perplexity = math.exp(min(evaluation.metrics["loss"], 700.0))
+        metrics = {**evaluation.metrics, "perplexity": perplexity}
+        return task.show_worst(replace(evaluation, metrics=metrics))
+
+    def predict(self, task: TextTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``prompt`` or ``messages`` -> ``text``; greedy unless ``temperature`` is given."""
+        return generate(task, request, chat=True)
+
+    def export(self, task: TextTask, config: SftConfig, to: Path, format: str) -> Mapping[str, Any]:
+        """``adapter`` (PEFT) or ``merged`` (transformers), reloaded and compared."""
+        base = None
+        if config.tuning.kind != "full":
+            plain = replace(task.context, precision="fp32")
+            base, _ = load_base(config, plain, task.tokenizer, quantized=False)
+        return export_model(task, base, to, format)
+
+
+def load_model(
+    config: SftConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
+    """The base model with the right parameters trainable, ready for flat microbatches."""
+    base, new_ids = load_base(config, context, tokenizer, quantized=config.tuning.kind == "qlora")
+    prove_backbone(base)
+    model = adapt(base, config.tuning, new_ids)
+    if context.precision == "bf16" and config.tuning.kind != "full":
+        store_frozen_in_bf16(model)
+    if not context.activation_checkpointing:
+        fuse_lora(model)
+        fuse_swiglu(model)
+    isolate(model)
+    if context.activation_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def load_base(
+    config: SftConfig,
+    context: BuildContext,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    quantized: bool,
+) -> tuple[Any, list[int]]:
+    """The model as downloaded, with rows for the special tokens; the ids that are new."""
+    base = load_causal_lm(
+        config.base_model,
+        config.revision,
+        context.cache,
+        dtype=weights_dtype(context.precision),
+        device=torch.device(context.device),
+        quantized=quantized,
+    )
+    return base, add_tokens(base, tokenizer, config.special_tokens)
+
+
+def with_rows(
+    task: TextTask, config: SftConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
+) -> TextTask:
+    """The task with its training and held-out rows, in their order."""
+    splits = prepare(
+        config.data,
+        tokenizer,
+        max_tokens=config.max_tokens,
+        seed=context.seed,
+        cache=context.cache,
+    )
+    bins, sizes = training_rows(splits.train, config)
+    mixture = Mixture(sizes, config.data.weights, context.seed)
+    return replace(
+        task,
+        train=ExampleRows(splits.train, tokenizer, bins),
+        held=held_rows(splits, tokenizer, context),
+        order=mixture.rows_at,
+        rows_per_epoch=mixture.rows_per_epoch,
+        tokens_per_epoch=int(splits.train.lengths.sum()),
+        described={
+            "model": f"{config.base_model} ({config.tuning.kind})",
+            "adapted": adapted_modules(task.model),
+            "data": data_lines(splits, mixture, config),
+            "identities": {
+                "data": splits.train.sha256[:16],
+                "tokenizer": identity(tokenizer)[:16],
+                "base_model": weights_identity(config.base_model, config.revision, context.cache),
+            },
+        },
+    )
+
+
+def training_rows(rows: Prepared, config: SftConfig) -> tuple[list[list[int]], list[int]]:
+    """(examples of each row, rows of each source): one example a row, or packed within a source."""
+    bins: list[list[int]] = []
+    sizes = []
+    start = 0
+    for size in rows.sizes:
+        mine = range(start, start + size)
+        if config.packing:
+            packed = pack(rows.lengths[start : start + size].tolist(), config.max_tokens)
+            found = [[start + i for i in row] for row in packed]
+        else:
+            found = [[i] for i in mine]
+        bins += found
+        sizes.append(len(found))
+        start += size
+    return bins, sizes
+
+
+def held_rows(
+    splits: Splits, tokenizer: PreTrainedTokenizerBase, context: BuildContext
+) -> TokenRows | None:
+    """The held-out examples; with ``held_out_rows`` a part of them, drawn by the seed."""
+    if splits.held_out is None:
+        return None
+    count = len(splits.held_out)
+    chosen = np.arange(count)
+    if context.held_out_rows and context.held_out_rows < count:
+        chosen = np.sort(rows_at(context.seed, chosen[: context.held_out_rows], count, stream=-2))
+    return ExampleRows(splits.held_out, tokenizer, [[int(i)] for i in chosen])
+
+
+def data_lines(splits: Splits, mixture: Mixture, config: SftConfig) -> list[str]:
+    """The data report, and the mix as it will really be sampled."""
+    lines = splits.report.lines()
+    if config.packing:
+        lines.append(f"{len(splits.train):,} examples packed into {mixture.rows_per_epoch:,} rows")
+    if len(mixture.sizes) > 1:
+        counts = mixture.as_sampled(min(mixture.rows_per_epoch, 100_000))
+        shares = [f"{100 * count / sum(counts):.1f} %" for count in counts]
+        named = zip((s.path for s in config.data.train), shares, strict=True)
+        lines.append("as sampled: " + ", ".join(f"{path} {share}" for path, share in named))
+    return lines
+
+
+RECIPE = SftRecipe()
