@@ -186,3 +186,11 @@ def test_cpu_attention_equals_pytorchs_for_any_lengths(lengths, groups, long):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_stored_in_bf16_is_still_proved_isolated():
+    base = copy.deepcopy(original())
+    model = get_peft_model(base, LoraConfig(**ALL_LINEAR))
+    store_frozen_in_bf16(model)
+    fuse_lora(model)
+    assert isolate(model)

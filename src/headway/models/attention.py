@@ -100,6 +100,8 @@ def isolate(model: nn.Module) -> bool:
     is left as it was and ``hidden_states`` runs one row at a time. Nothing in between exists.
     """
     base = base_model(model)
+    if not getattr(base, "_supports_sdpa", False):
+        return False
     before = base.config.get_text_config()._attn_implementation
     _register()
     base.set_attn_implementation(NAME)
@@ -287,19 +289,23 @@ def _proved(model: nn.Module) -> bool:
     others[0, :5] = (others[0, :5] + 1) % high
     others[0, 14:] = (others[0, 14:] + 1) % high
     positions = torch.cat([torch.arange(n) for n in lengths])[None].to(embedding.device)
+    kinds = {parameter.dtype for parameter in base.parameters()}
+    mixed = torch.bfloat16 in kinds and torch.float32 in kinds
     training = base.training
     base.eval()
     try:
-        together = hidden_states(model, ids, positions, ends)[5:14].float()
-        disturbed = hidden_states(model, others, positions, ends)[5:14].float()
-        alone = hidden_states(model, ids[:, 5:14], positions[:, 5:14], [9]).float()
-        with generating(model):
-            own = hidden_states(model, ids[:, 5:14], positions[:, 5:14], [9]).float()
-    except (RuntimeError, TypeError, ValueError):
-        return False
+        with torch.autocast(embedding.device.type, dtype=torch.bfloat16, enabled=mixed):
+            with generating(model):  # an error here is the model's own, and is raised
+                own = hidden_states(model, ids[:, 5:14], positions[:, 5:14], [9]).float()
+            try:
+                together = hidden_states(model, ids, positions, ends)[5:14].float()
+                disturbed = hidden_states(model, others, positions, ends)[5:14].float()
+                alone = hidden_states(model, ids[:, 5:14], positions[:, 5:14], [9]).float()
+            except (RuntimeError, TypeError, ValueError):
+                return False
     finally:
         base.train(training)
     size = together.abs().max()
-    exact = 1e-4 if embedding.dtype == torch.float32 else 5e-2
+    exact = 1e-4 if kinds == {torch.float32} else 5e-2
     near = [(together - disturbed, 1e-5), (together - alone, exact), (together - own, exact)]
     return all(bool((error.abs().max() <= limit * size).item()) for error, limit in near)
