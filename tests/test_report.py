@@ -194,6 +194,28 @@ def test_text_from_data_and_config_cannot_act_in_the_page(page: str) -> None:
     assert "3,500 more characters" in text and "(empty)" in text
 
 
+def test_what_went_wrong_is_said_in_the_page() -> None:
+    events = fake_run.journal(steps=60, every=30)
+    events.append({"event": "save_skipped", "attempt": 2, "step": 30, "why": "disk full"})
+    events.append({"event": "quarantine", "attempt": 2, "what": "step-00000020 <is> damaged"})
+    text = _Page(report_html(events, name="r")).text
+    assert "save skipped at step 30: disk full" in text
+    assert "quarantine: step-00000020 <is> damaged" in text
+    died = report_html(fake_run.journal(steps=60, every=30, end=None), name="r")
+    assert "ended without a word" in _Page(died).text
+
+
+def test_a_row_given_token_by_token_is_warmer_where_the_model_was_worse() -> None:
+    events = fake_run.journal(steps=60, every=30)
+    pairs = [["Q: <", None], ["a", 0.3], ["<b>", 9.0], ["nan", "nan"]]
+    evaluation = {**events[-3], "worst": [{"row": 1, "loss": 4.0, "shown": {"tokens": pairs}}]}
+    text = report_html([*events, {**evaluation, "event": "evaluation", "step": 61}], name="r")
+    warmth = re.findall(r"--warmth:(\d+)%[^>]*>([^<]*)<", text)
+    assert warmth[:2] == [("5", "a"), ("100", "&lt;b&gt;")]
+    assert "the warmer, the higher the loss" in text
+    assert _Page(text).open == [] and "<i>Q: &lt;</i>" in text
+
+
 def test_the_page_says_what_a_person_wants_to_know_first(page: str) -> None:
     text = " ".join(_Page(page).text.split())
     for words in (

@@ -98,7 +98,8 @@ def _notice(notice: Event) -> str:
     what = notice.get("what") or notice.get("message") or notice.get("why")
     if kind == "warning" and what:
         return str(what)
-    rest = {key: value for key, value in notice.items() if key not in ("event", "at")}
+    rest = {key: notice[key] for key in notice if key not in ("event", "at", "attempt")}
+    kind += f" at step {count(notice['step'])}" if what and "step" in notice else ""
     return f"{kind}: {what or ', '.join(f'{key} {value}' for key, value in rest.items())}"
 
 

@@ -18,6 +18,8 @@ from headway.report.timeline import Event, Timeline, measured, timeline
 from headway.report.words import count, duration, number
 
 TABLE_ROWS = 30
+TOKEN_LIMIT = 400
+"""Tokens of a worst row that are shown; the rest is counted."""
 TEXT_LIMIT = 1500
 """Characters of one text of a worst row that are shown; the rest is counted."""
 
@@ -174,25 +176,48 @@ def _worst_rows(told: Timeline) -> str:
     if evaluation is None:
         return ""
     rows = "".join(_worst_row(row) for row in evaluation["worst"])
+    by_token = any("tokens" in (row.get("shown") or {}) for row in evaluation["worst"])
+    note = " Tokens: the warmer, the higher the loss there." if by_token else ""
     return (
         "<section><h2>Worst held-out rows</h2>"
         f'<p class="note">The {len(evaluation["worst"])} rows with the highest loss of '
-        f"{count(evaluation.get('rows'))}, at step {count(evaluation['step'])}.</p>{rows}</section>"
+        f"{count(evaluation.get('rows'))}, at step {count(evaluation['step'])}.{note}</p>{rows}</section>"
     )
 
 
 def _worst_row(row: Mapping[str, Any]) -> str:
     shown = dict(row.get("shown") or {})
     where = shown.pop("where", None)
+    if not shown.get("prompt", "-"):
+        del shown["prompt"]  # plain text has none
     ordered = [key for key in ("prompt", "reference", "prediction") if key in shown]
     ordered += [key for key in shown if key not in ordered]
-    facts = "".join(f"<dt>{escape(key)}</dt><dd>{_text(shown[key])}</dd>" for key in ordered)
+    facts = "".join(f"<dt>{escape(key)}</dt><dd>{_shown(shown[key])}</dd>" for key in ordered)
     place = f" · {where}" if where is not None else ""
     return (
         f'<article class="row"><h3>loss {number(measured(row.get("loss")))}'
         f"<span>row {count(row.get('row'))} · weight {count(row.get('weight'))}"
         f"{escape(place)}</span></h3><dl>{facts}</dl></article>"
     )
+
+
+def _shown(value: Any) -> str:
+    """A text of the data, or one given as [token, loss] pairs, drawn warmer where it was worse."""
+    pairs = value if isinstance(value, list) and value else []
+    if not pairs or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        return _text(value)
+    spans = "".join(_token(str(text), measured(loss)) for text, loss in pairs[:TOKEN_LIMIT])
+    left_out = len(pairs) - TOKEN_LIMIT
+    return spans + (f"<i> … {count(left_out)} more tokens</i>" if left_out > 0 else "")
+
+
+def _token(text: str, loss: float | None) -> str:
+    """One token; without a loss it was only read, not predicted."""
+    if loss is None:
+        return f"<i>{escape(text)}</i>"
+    # From no colour at 0 to the strongest at 6 nats, a chance of 1 in 400.
+    warmth = round(100 * min(1.0, max(0.0, loss / 6)))
+    return f'<b style="--warmth:{warmth}%" title="loss {number(loss)}">{escape(text)}</b>'
 
 
 def _text(value: Any) -> str:

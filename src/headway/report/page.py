@@ -84,6 +84,8 @@ tr.best td.baseline { font-weight: 400; }
 .row dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .925rem;
   line-height: 1.5; }
 .row dd i { color: var(--muted); font-style: normal; }
+.row dd b { font-weight: inherit; border-radius: 2px; background: color-mix(in srgb,
+  color-mix(in srgb, var(--heldout) 60%, transparent) var(--warmth), transparent); }
 .facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr);
   gap: .3rem 1.75rem; margin: 1rem 0 0; font-size: .925rem; }
 .facts dt { color: var(--muted); }
