@@ -28,7 +28,8 @@ needs_strace = pytest.mark.skipif(
 def test_a_kill_at_every_call_loses_nothing_and_loads_nothing_corrupt(tmp_path, table):
     found = sweep(tmp_path, "real", "signal=SIGKILL")
     calls = ", ".join(f"{n} {call}" for call, n in found.by_call.items())
-    table(("kill -9", f"every call ({calls})", found.runs, found.fired, len(found.lost), 0))
+    lost, corrupt = len(found.lost), len(found.corrupt)
+    table(("kill -9", f"every call ({calls})", found.runs, found.fired, lost, corrupt))
     assert found.lost == found.corrupt == found.unclean == []
     assert found.runs == found.fired > 100
     assert found.acknowledged > found.runs  # the kills are spread over several saves
