@@ -181,7 +181,8 @@ def _worst_rows(told: Timeline) -> str:
     return (
         "<section><h2>Worst held-out rows</h2>"
         f'<p class="note">The {len(evaluation["worst"])} rows with the highest loss of '
-        f"{count(evaluation.get('rows'))}, at step {count(evaluation['step'])}.{note}</p>{rows}</section>"
+        f"{count(evaluation.get('rows'))}, at step {count(evaluation['step'])}.{note}</p>"
+        f"{rows}</section>"
     )
 
 
