@@ -1,6 +1,7 @@
 """A run directory as a reader sees it: journal, lock, config and checkpoints; nothing is changed.
 
-This is where the rooms meet for the viewer verbs. Without torch, so that looking is quick.
+This is where the rooms meet for the viewer verbs. Without torch, so that looking is quick; and what
+``headway status`` does not need is imported where it is used.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from headway.checkpoint import Checkpoint, CheckpointStore, read_manifest, verify
 from headway.errors import CheckpointError, ConfigError
-from headway.journal import read
 from headway.lock import holder
 from headway.report.glance import head_and_tail
 from headway.report.summary import Summary, summarise
 from headway.report.timeline import Timeline, timeline
+
+if TYPE_CHECKING:
+    from headway.checkpoint import Checkpoint
 
 JOURNAL_FILE, CONFIG_FILE, LOCK_FILE = "journal.jsonl", "config.yaml", "lock"
 REPORT_FILE = "report.html"
@@ -41,6 +43,8 @@ class RunView:
 
     def checkpoints(self) -> list[Checkpoint]:
         """What is committed, by step."""
+        from headway.checkpoint import CheckpointStore
+
         return CheckpointStore(self.path, attempt="reader").checkpoints()
 
     def checkpoint(self, which: str) -> Checkpoint:
@@ -74,6 +78,8 @@ def verified(view: RunView, only: Checkpoint | None = None) -> dict[str, list[st
 
     A directory whose manifest cannot be read is named too: it was a checkpoint once.
     """
+    from headway.checkpoint import Checkpoint, read_manifest, verify
+
     if only is not None:
         return {only.path.name: verify(only)}
     found: dict[str, list[str]] = {}
@@ -100,6 +106,8 @@ def find_run(run: str | Path) -> Path:
 
 def open_run(run: str | Path) -> RunView:
     """Read a run's whole journal."""
+    from headway.journal import read
+
     path = find_run(run)
     events = read(path / JOURNAL_FILE)
     return RunView(path=path, events=events, told=timeline(events), writer_pid=writer_pid(path))
