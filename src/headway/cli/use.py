@@ -1,0 +1,76 @@
+"""``headway evaluate``, ``predict`` and ``export``: use the checkpoint that was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUN = Annotated[Path, typer.Argument(help="Run directory.")]
+STEP = Annotated[
+    str | None,
+    typer.Option("--step", help="Which checkpoint: step-00000500, best, or left out: the newest."),
+]
+
+
+def evaluate(
+    run: RUN,
+    step: STEP = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Measure a checkpoint on the run's held-out rows."""
+    import dataclasses
+    import json as json_module
+
+    from headway.api import load_run
+    from headway.cli.progress import measured
+
+    found = load_run(run, step, data=True).evaluate()
+    typer.echo(json_module.dumps(dataclasses.asdict(found)) if json else measured(found))
+
+
+def predict(
+    run: RUN,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="What to ask; repeat for more.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="JSONL, one request a line (prompt or messages).")
+    ] = None,
+    step: STEP = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line an answer.")] = False,
+) -> None:
+    """Try a checkpoint: the prompt goes through the template the model was trained with."""
+    import json as json_module
+
+    from headway.api import load_run
+    from headway.data.sources import read_records
+    from headway.errors import ConfigError
+
+    requests = [{"prompt": text} for text in prompt or ()]
+    requests += [dict(record.data) for record in read_records(str(file))] if file else []
+    if not requests:
+        raise ConfigError("predict needs --prompt TEXT or --file REQUESTS.jsonl")
+    trained = load_run(run, step)
+    for request in requests:
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        answer = trained.predict({**options, **request})
+        typer.echo(json_module.dumps({**request, **answer}) if json else answer["text"])
+
+
+def export(
+    run: RUN,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; must be empty.")],
+    format: Annotated[
+        str, typer.Option("--format", help="adapter, merged, or full (a fully trained model).")
+    ] = "adapter",
+    step: STEP = None,
+) -> None:
+    """Write weights for use elsewhere; they are read back and compared before this says done."""
+    from headway.api import load_run
+
+    found = load_run(run, step).export(to, format)
+    typer.echo(f"exported to {to}: " + ", ".join(f"{k} {v}" for k, v in found.items()))
