@@ -201,6 +201,9 @@ def test_a_template_that_writes_answers_out_of_order_or_changed_is_refused():
     calling = {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}
     with pytest.raises(DataError, match="cannot be told"):
         rendered({"messages": [*ASK, calling, *ASK, *CHAT]}, tiny_tokenizer(THINKING))
+    echoing = THINKING.replace("'<|im_end|>\n'", "'<|im_end|>' + m.content[0] + '\n'")
+    with pytest.raises(DataError, match="cannot be told"):
+        rendered({"messages": CHAT * 2}, tiny_tokenizer(echoing))
     backwards = THINKING.replace("in messages", "in messages | reverse")
     with pytest.raises(DataError, match="cannot be told"):
         rendered({"messages": CHAT * 2}, tiny_tokenizer(backwards))

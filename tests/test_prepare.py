@@ -120,7 +120,8 @@ def test_a_damaged_cache_is_written_anew(tmp_path, damage):
     first = contents(prepared(tmp_path, train=path).train)
     (folder,) = (tmp_path / "cache").iterdir()
     if damage == "truncate":
-        (folder / "train" / "ids.bin").write_bytes(b"")
+        ids = folder / "train" / "ids.bin"
+        ids.write_bytes(ids.read_bytes()[:-20])
     elif damage == "header":
         header = folder / "train" / "header.json"
         header.write_text(header.read_text().replace('"rows": 5', '"rows": 4'))
