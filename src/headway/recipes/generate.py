@@ -50,7 +50,8 @@ def generate(task: TextTask, request: Mapping[str, Any], *, chat: bool) -> dict[
 def continued(
     model: Any, ids: torch.Tensor, new_tokens: int, temperature: float, pad: int
 ) -> torch.Tensor:
-    """``ids`` [1, tokens] and what follows; beyond the model's context the oldest tokens drop out."""
+    """``ids`` [1, tokens] and what follows; beyond the model's context the oldest tokens drop
+    out."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is None or ids.shape[1] + new_tokens <= context:
         options: dict[str, Any] = {"do_sample": temperature > 0}

@@ -1,0 +1,85 @@
+"""One small run per recipe, for the conformance suite: add yours when you add a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiny import tiny_llama, tiny_tokenizer
+
+WORDS = ("red", "green", "blue", "black", "white", "brown", "grey", "pink")
+
+
+def tiny_base(folder: Path) -> Path:
+    """A two-layer Llama with a chat tokenizer, as a folder that a hub could serve."""
+    base = folder / "base"
+    if not base.exists():
+        tokenizer = tiny_tokenizer()
+        model = tiny_llama(len(tokenizer))
+        # With tied embeddings at their initial scale no adapter could move the logits far.
+        model.get_input_embeddings().weight.data.mul_(10)
+        model.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    return base
+
+
+def sft(folder: Path) -> dict[str, Any]:
+    rows = [
+        {"question": f"What is number {i}?", "answer": " ".join(WORDS[: 1 + i % 5]) + f" {i}."}
+        for i in range(24)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "base_model": str(tiny_base(folder)),
+        "tuning": {"kind": "lora", "rank": 4, "alpha": 8},
+        "max_tokens": 64,
+        "data": {"train": str(folder / "rows.jsonl"), "eval_fraction": 0.2},
+    }
+
+
+def sft_full(folder: Path) -> dict[str, Any]:
+    return {**sft(folder), "tuning": {"kind": "full"}, "packing": True, "max_tokens": 128}
+
+
+def pretrain(folder: Path) -> dict[str, Any]:
+    text = "".join(f"{a} and {b} and {a}. " for a in WORDS for b in WORDS)
+    (folder / "text.txt").write_text(text)
+    return {
+        "model": {"family": "gpt2", "layers": 2, "heads": 2, "hidden_size": 32, "dropout": 0.1},
+        "tokenizer": "characters",
+        "sequence_tokens": 16,
+        "samples": ["red"],
+        "sample_tokens": 8,
+        "data": {"train": str(folder / "text.txt"), "eval_tail": 0.2},
+    }
+
+
+def toy(folder: Path) -> dict[str, Any]:
+    return {}
+
+
+CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
+    "sft-lora": ("sft", sft, "adapter"),
+    "sft-merged": ("sft", sft, "merged"),
+    "sft-full": ("sft", sft_full, "full"),
+    "pretrain": ("pretrain", pretrain, "full"),
+    "toy": ("toy", toy, "weights"),
+}
+"""Name -> (recipe, its task section, an export format)."""
+
+
+def tree_of(case: str, folder: Path) -> dict[str, Any]:
+    """A whole config tree of the case; everything it needs is written below ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, task, _ = CASES[case]
+    return {
+        "recipe": recipe,
+        "run": {"name": "run", "root": folder / "runs", "seed": 5},
+        "train": {"horizon": {"steps": 4}, "batch_size": 8, "learning_rate": 0.01},
+        "hardware": {"device": "cpu", "precision": "fp32"},
+        "evaluate": {"every_steps": 2, "worst_rows": 2},
+        "checkpoint": {"every_steps": 1, "every_minutes": None, "keep_last": 9},
+        "task": task(folder),
+    }
