@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headway.checkpoint import Checkpoint, CheckpointStore, verify
+from headway.checkpoint import Checkpoint, verify
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
-from headway.errors import CheckpointError, ConfigError
-from headway.journal import read_events
+from headway.errors import CheckpointError
 from headway.opening import (
     CONFIG_FILE,
-    JOURNAL_FILE,
     build_context,
     opened,
     prepare_torch,
@@ -26,6 +24,7 @@ from headway.opening import (
 from headway.records import Evaluation, StopReason
 from headway.run import Quiet, Show
 from headway.run import train as train_loop
+from headway.viewing import open_run
 
 
 def train(config: RunConfig, *, fresh: bool = False, show: Show | None = None) -> StopReason:
@@ -85,14 +84,15 @@ def load_run(
 ) -> TrainedRun:
     """The run in ``folder`` at a step, at ``"best"`` (lowest held-out loss), or at its newest.
 
+    ``folder`` may also be a run's name under ``runs/``.
+
     The checkpoint is verified before it is used and never another one is used instead. ``data``:
     read the held-out rows too. Raises ConfigError (no such run or step), CheckpointError (damaged).
     """
-    folder = Path(folder)
-    if not (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"{folder} is not a run: it has no {CONFIG_FILE}")
+    view = open_run(folder)
+    folder = view.path
+    checkpoint = view.checkpoint("newest" if step is None else str(step))
     config = load_config(folder / CONFIG_FILE)
-    checkpoint = choose_checkpoint(folder, step)
     problems = verify(checkpoint)
     if problems:
         raise CheckpointError(
@@ -109,22 +109,3 @@ def load_run(
     load_model(task, checkpoint.path / "model")
     task.model.eval()
     return TrainedRun(config, folder, recipe, task, checkpoint, world)
-
-
-def choose_checkpoint(folder: Path, step: int | str | None) -> Checkpoint:
-    """The checkpoint a person means. Raises ConfigError when there is none such."""
-    found = {c.step: c for c in CheckpointStore(folder, attempt="reader").checkpoints()}
-    if not found:
-        raise ConfigError(f"{folder} has no checkpoint yet")
-    if step is None:
-        return found[max(found)]
-    if step == "best":
-        events = read_events(folder / JOURNAL_FILE, {"evaluation"})
-        losses = {e["step"]: e["metrics"]["loss"] for e in events if e["step"] in found}
-        if not losses:
-            raise ConfigError(f"{folder}: no evaluated checkpoint is left, so none is the best")
-        return found[min(losses, key=lambda at: (float(losses[at]), at))]
-    wanted = int(str(step).removeprefix("step-"))
-    if wanted not in found:
-        raise ConfigError(f"{folder} has no checkpoint at step {wanted}; it has {sorted(found)}")
-    return found[wanted]

@@ -240,6 +240,13 @@ def restore_newest(
     if world.leads:
         checkpoint, found = store.newest_good(at)
         step = checkpoint.step if checkpoint else -1
+        saves = read_events(store.root / JOURNAL_FILE, {"save"})
+        if checkpoint is None and saves:
+            raise CheckpointError(
+                f"{store.root} has no checkpoint, but its journal says that step "
+                f"{saves[-1]['step']} was saved: they were deleted or the disk is not the same. "
+                "Not starting over by itself: restore a copy, or start again with --fresh"
+            )
         if at is not None and step != at:
             steps = [c.step for c in store.checkpoints()]
             raise ConfigError(

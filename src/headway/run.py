@@ -268,7 +268,7 @@ class Run:
                     found = replace(found, baselines={"loss/untrained": before})
                 found = self.recipe.measure(self.task, found)
                 write_evaluation(self.folder, found)
-                self.journal.append(found)
+                self.journal.append(without_tokens(found))
                 self.journal.flush()
                 self.show.evaluated(found)
             self.world.barrier()
@@ -314,6 +314,15 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     rows = facts.pop("worst")
     (place / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
     (place / "worst.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def without_tokens(evaluation: Evaluation) -> Evaluation:
+    """The evaluation without each token's loss: the journal stays small, ``evals/`` has it all."""
+    worst = tuple(
+        replace(row, shown={k: v for k, v in row.shown.items() if k != "tokens"})
+        for row in evaluation.worst
+    )
+    return replace(evaluation, worst=worst)
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

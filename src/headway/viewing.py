@@ -6,6 +6,8 @@ This is where the rooms meet for the viewer verbs. Without torch, so that lookin
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -152,6 +154,7 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
         commands=commands(view),
         checkpoints={checkpoint.step: checkpoint.bytes for checkpoint in view.checkpoints()},
     )
+    show_tokens(view)
     text = report_html(view.told, name=view.name, writer_pid=view.writer_pid, extras=extras)
     target = to or view.path / REPORT_FILE
     try:
@@ -162,6 +165,17 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write the report to {target}: {error.strerror}") from error
     return target
+
+
+def show_tokens(view: RunView) -> None:
+    """Put the worst rows with each token's loss, which the journal leaves out, into the newest
+    evaluation of the view.
+    """
+    for evaluation in view.told.evaluations[-1:]:
+        file = view.path / "evals" / f"step-{int(evaluation['step']):08d}" / "worst.jsonl"
+        with contextlib.suppress(OSError, ValueError):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            evaluation["worst"] = [json.loads(line) for line in lines]
 
 
 def commands(view: RunView) -> list[tuple[str, str]]:

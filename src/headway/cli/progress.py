@@ -27,7 +27,7 @@ class Screen(Protocol):
     def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None: ...
     def evaluated(self, evaluation: Evaluation) -> None: ...
     def say(self, what: str) -> None: ...
-    def ended(self, folder: Path, reason: StopReason) -> None: ...
+    def ended(self, folder: Path, reason: StopReason, report: Path | None) -> None: ...
 
 
 @contextlib.contextmanager
@@ -95,8 +95,8 @@ class Plain:
     def say(self, what: str) -> None:
         self._console.print(escape(what))
 
-    def ended(self, folder: Path, reason: StopReason) -> None:
-        self.say(how_it_ended(folder, reason))
+    def ended(self, folder: Path, reason: StopReason, report: Path | None) -> None:
+        self.say(how_it_ended(folder, reason, report))
 
 
 class Live:
@@ -119,8 +119,8 @@ class Live:
     def say(self, what: str) -> None:
         self._live.console.print(escape(what))
 
-    def ended(self, folder: Path, reason: StopReason) -> None:
-        self.say(how_it_ended(folder, reason))
+    def ended(self, folder: Path, reason: StopReason, report: Path | None) -> None:
+        self.say(how_it_ended(folder, reason, report))
 
 
 class JsonLines:
@@ -135,8 +135,9 @@ class JsonLines:
     def say(self, what: str) -> None:
         self._write("note", {"what": what})
 
-    def ended(self, folder: Path, reason: StopReason) -> None:
-        self._write("stop", {"run": str(folder), "reason": reason.value})
+    def ended(self, folder: Path, reason: StopReason, report: Path | None) -> None:
+        facts = {"run": str(folder), "reason": reason.value, "report": report and str(report)}
+        self._write("stop", facts)
 
     def _write(self, event: str, facts: dict[str, Any]) -> None:
         sys.stdout.write(json_module.dumps({"event": event, **facts}) + "\n")
@@ -148,22 +149,25 @@ def measured(evaluation: Evaluation) -> str:
     it."""
     others = [f"{k} {v:.4g}" for k, v in evaluation.metrics.items() if k != "loss"]
     others += [f"{k} {v:.4g}" for k, v in evaluation.baselines.items()]
+    samples = [f"\n  {prompt}{text!r}" for prompt, text in evaluation.samples]
     return (
         f"held-out loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
         f"({evaluation.rows} rows, weight {evaluation.weight:,.0f}, {evaluation.seconds:.0f} s)"
         + ("; " + ", ".join(others) if others else "")
+        + "".join(samples)
     )
 
 
-def how_it_ended(folder: Path, reason: StopReason) -> str:
-    """The last line: why, and what to do next."""
+def how_it_ended(folder: Path, reason: StopReason, report: Path | None) -> str:
+    """The last lines: why, what to do next, and where the report is."""
     more = {
         StopReason.SIGNAL: "the same command goes on",
         StopReason.BUDGET: "raise cost.budget_usd and the same command goes on",
         StopReason.DEADLINE: "the same command goes on",
     }
-    then = more.get(reason, f"headway report {folder}")
-    return f"{reason.value}: {folder}; {then}"
+    then = f"; {more[reason]}" if reason in more else ""
+    seen = f"\nreport: {report}" if report else ""
+    return f"{reason.value}: {folder}{then}{seen}"
 
 
 def clock(seconds: float) -> str:

@@ -35,7 +35,7 @@ def train(
     step = None if from_step is None else int(from_step.removeprefix("step-"))
     with progress(json) as show:
         folder, reason = train_run(loaded, fresh=fresh, from_step=step, show=show)
-        show.ended(folder, reason)
+        show.ended(folder, reason, written_report(folder))
     leave(reason.exit_code)
 
 
@@ -44,8 +44,20 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
 ) -> None:
     """Fine-tune a real small model on this machine's own Python documentation, in minutes."""
+    from headway.cli import leave
     from headway.cli.progress import progress
     from headway.demo import run_demo
 
     with progress(json=False) as show:
-        run_demo(folder, fresh, show)
+        run, reason = run_demo(folder, fresh, show)
+        show.ended(run, reason, written_report(run))
+    leave(reason.exit_code)
+
+
+def written_report(folder: Path) -> Path | None:
+    """The run's report, rendered now; None on the ranks that do not write."""
+    import os
+
+    from headway.viewing import write_report
+
+    return write_report(folder) if os.environ.get("RANK", "0") == "0" else None

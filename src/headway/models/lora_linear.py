@@ -73,6 +73,10 @@ def store_frozen_in_bf16(model: nn.Module) -> int:
         saved += -size if tied else size
         kept = module.weight.detach().to(torch.bfloat16)
         module.weight = nn.Parameter(kept, requires_grad=False)
+    for parameter in base.parameters():
+        if parameter.dtype == torch.float32 and not parameter.requires_grad:
+            # One tensor still in the mapped safetensors file would keep all of it in memory.
+            parameter.data = parameter.data.clone()
     return saved
 
 

@@ -35,7 +35,7 @@ from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_b
 from headway.models.tuning import Lora, Tuning, adapt, adapted_modules, add_tokens
 from headway.recipes.export import export_model
 from headway.recipes.generate import generate
-from headway.recipes.text import NoRows, TextTask, TokenRow, TokenRows
+from headway.recipes.text import NoRows, TextTask, TokenRow, TokenRows, count
 from headway.records import Evaluation, Finding
 
 
@@ -107,7 +107,7 @@ class SftRecipe:
                 "set it to false"
             )
         tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
-        model = load_model(config, context, tokenizer)
+        model, described = load_model(config, context, tokenizer)
         task = TextTask(
             model=model,
             tokenizer=tokenizer,
@@ -119,6 +119,7 @@ class SftRecipe:
             context=context,
             base_model=config.base_model,
             template=chosen_template(config.data.chat_template, tokenizer),
+            described=described,
         )
         return with_rows(task, config, context, tokenizer) if context.data else task
 
@@ -147,11 +148,16 @@ class SftRecipe:
 
 def load_model(
     config: SftConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
-) -> nn.Module:
-    """The base model with the right parameters trainable, ready for flat microbatches."""
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with the right parameters trainable, ready for flat microbatches; its facts."""
     base, new_ids = load_base(config, context, tokenizer, quantized=config.tuning.kind == "qlora")
     prove_backbone(base)
     model = adapt(base, config.tuning, new_ids)
+    facts = {
+        "model": f"{config.base_model} ({config.tuning.kind})",
+        "parameters": sum(count(p) for p in model.parameters()),
+        "adapted": adapted_modules(model),
+    }
     if context.precision == "bf16" and config.tuning.kind != "full":
         store_frozen_in_bf16(model)
     if not context.activation_checkpointing:
@@ -160,7 +166,7 @@ def load_model(
     isolate(model)
     if context.activation_checkpointing:
         checkpoint_activations(model)
-    return model
+    return model, facts
 
 
 def load_base(
@@ -203,8 +209,7 @@ def with_rows(
         rows_per_epoch=mixture.rows_per_epoch,
         tokens_per_epoch=int(splits.train.lengths.sum()),
         described={
-            "model": f"{config.base_model} ({config.tuning.kind})",
-            "adapted": adapted_modules(task.model),
+            **task.described,
             "data": data_lines(splits, mixture, config),
             "identities": {
                 "data": splits.train.sha256[:16],
