@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from headway.models.attention import hidden_states, isolate
 from headway.models.cpu_attention import grouped_attention
-from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
+from headway.models.lora_linear import fuse_gelu, fuse_lora, fuse_swiglu, store_frozen_in_bf16
 
 SHAPE = LlamaConfig(
     hidden_size=64,
@@ -194,3 +194,14 @@ def test_a_model_stored_in_bf16_is_still_proved_isolated():
     store_frozen_in_bf16(model)
     fuse_lora(model)
     assert isolate(model)
+
+
+def test_gelu_by_pytorchs_kernel_is_gpt2s_gelu():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    ).eval()
+    ids = torch.arange(20)[None]
+    before = model(ids).logits
+    assert fuse_gelu(model) == 2
+    torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-6)

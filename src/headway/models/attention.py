@@ -172,15 +172,26 @@ def _by_segment(query, key, value, dropout, scaling, cuts: Segments, window: int
     """One attention call per segment, or one for all when they are equally long."""
     lengths = cuts.lengths
     if _grouped_fits(query, dropout, lengths, window):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        flat = (query[0], key[0], value[0])
-        return grouped_attention(*flat, lengths, scale, torch.bfloat16).unsqueeze(0)
+        return _grouped(query, key, value, scaling, lengths)
     if len(set(lengths)) == 1 and query.shape[0] == 1:
         q, k, v = (_stack(t, len(lengths)) for t in (query, key, value))
         out = _causal(q, k, v, dropout, scaling, window)
         return out.transpose(0, 1).flatten(1, 2).unsqueeze(0)
     pieces = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
     return torch.cat([_causal(q, k, v, dropout, scaling, window) for q, k, v in pieces], dim=2)
+
+
+def _grouped(query, key, value, scaling: float | None, lengths: list[int]) -> Tensor:
+    """The CPU's matrix products; equally long rows become one more batch dimension of them."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind = _half_type(query) or query.dtype
+    rows = len(lengths)
+    if rows == 1 or len(set(lengths)) > 1:
+        out = grouped_attention(query[0], key[0], value[0], lengths, scale, kind)
+        return out.unsqueeze(0)
+    q, k, v = (_stack(t, rows).flatten(0, 1) for t in (query, key, value))
+    out = grouped_attention(q, k, v, lengths[:1], scale, kind)
+    return out.unflatten(0, (rows, -1)).transpose(0, 1).flatten(1, 2).unsqueeze(0)
 
 
 def _stack(flat: Tensor, rows: int) -> Tensor:
@@ -209,13 +220,13 @@ def _causal(q, k, v, dropout: float, scaling: float | None, window: int | None) 
 
 
 def _grouped_fits(query: Tensor, dropout: float, lengths: list[int], window: int | None) -> bool:
-    """Whether the CPU's matrix products are the faster way: bf16, segments of ordinary length."""
+    """Whether the CPU's matrix products are the faster way: segments of ordinary length."""
     return (
         query.device.type == "cpu"
         and query.shape[0] == 1
         and dropout == 0.0
         and max(lengths) <= min(GROUPED_TOKENS, window or GROUPED_TOKENS)
-        and _half_type(query) == torch.bfloat16
+        and (_half_type(query) or query.dtype) in (torch.bfloat16, torch.float32)
     )
 
 

@@ -53,6 +53,21 @@ def fuse_swiglu(model: nn.Module) -> int:
     return fused
 
 
+def fuse_gelu(model: nn.Module) -> int:
+    """Compute GPT-2's ``gelu_new`` with PyTorch's own kernel; returns how many were replaced.
+
+    The same function (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2, the tanh form), which
+    Transformers writes as eight passes over memory: a fifth of a step of a small GPT-2 on CPU.
+    """
+    fused = 0
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(module, name, nn.GELU(approximate="tanh"))
+                fused += 1
+    return fused
+
+
 def store_frozen_in_bf16(model: nn.Module) -> int:
     """Hold every frozen fp32 ``nn.Linear`` weight in bf16; returns the bytes saved.
 
