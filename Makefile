@@ -42,3 +42,4 @@ demo: setup
 
 docs: setup
 	$(BIN)/python -m headway.config.reference docs/config.md
+	$(BIN)/python -m headway.cli.reference docs/commands.md
