@@ -20,7 +20,7 @@ import time
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 4, 4, 128, 64, 12, 65
 WARM_STEPS = 10
-SIDES = ("nanogpt", "transformers", "headway")
+SIDES = ("nanogpt", "transformers", "headway", "headway-bf16")
 
 
 def nanogpt():
@@ -76,7 +76,8 @@ def gpt2():
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
     }
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **sizes, **off)).train()
+    same = {"vocab_size": VOCABULARY, "activation_function": "gelu"}  # as nanoGPT, not gelu_new
+    return GPT2LMHeadModel(GPT2Config(**same, **sizes, **off)).train()
 
 
 def side_of(name: str):
@@ -103,17 +104,17 @@ def side_of(name: str):
     from headway.models.backbone import backbone
     from headway.models.host_memory import keep_freed_memory
     from headway.models.lm_loss import lm_row_sums
-    from headway.models.lora_linear import fuse_gelu
 
     keep_freed_memory()
-    assert isolate(model) and fuse_gelu(model) == LAYERS
+    assert isolate(model)
     parts = backbone(model)
     at = torch.arange(BATCH * BLOCK)
     positions, row_of, ends = at[None] % BLOCK, at // BLOCK, list(range(BLOCK, len(at) + 1, BLOCK))
 
     def ours(ids, targets):
-        hidden = hidden_states(model, ids.view(1, -1), positions, ends)
-        sums = lm_row_sums(hidden, parts, at, targets.view(-1), row_of, BATCH)["loss"]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "headway-bf16"):
+            hidden = hidden_states(model, ids.view(1, -1), positions, ends)
+            sums = lm_row_sums(hidden, parts, at, targets.view(-1), row_of, BATCH)["loss"]
         return sums.sum() / len(at)
 
     return model, ours, optimizer

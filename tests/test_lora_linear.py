@@ -205,3 +205,14 @@ def test_gelu_by_pytorchs_kernel_is_gpt2s_gelu():
     before = model(ids).logits
     assert fuse_gelu(model) == 2
     torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-6)
+
+
+def test_equally_long_rows_in_bf16_equal_the_same_rows_of_unequal_company():
+    """Two routes through the CPU's attention: rows as a batch, and rows one after another."""
+    model = adapted()
+    ids = IDS[:, :24]
+    positions = torch.cat([torch.arange(8)] * 3)[None]
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        batch = hidden_states(model, ids, positions, [8, 16, 24])
+        apart = hidden_states(model, ids[:, :20], positions[:, :20], [8, 16, 20])
+    assert distance(apart[:16].float(), batch[:16].float()) < 1e-2

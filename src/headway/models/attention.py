@@ -60,7 +60,9 @@ def segments(row_ends: Sequence[int], tokens: int, device: torch.device | str = 
         raise ValueError(f"row_ends {list(ends)} do not cut {tokens} tokens into non-empty rows")
     if torch.device(device).type != "cuda":
         return Segments(ends)
-    return Segments(ends, torch.tensor((0, *ends), dtype=torch.int32, device=device))
+    # Made on the host and sent without waiting: made on the GPU, it would wait for all work before.
+    cumulative = torch.tensor((0, *ends), dtype=torch.int32)
+    return Segments(ends, cumulative.to(device, non_blocking=True))
 
 
 def hidden_states(
@@ -184,8 +186,7 @@ def _by_segment(query, key, value, dropout, scaling, cuts: Segments, window: int
 def _grouped(query, key, value, scaling: float | None, lengths: list[int]) -> Tensor:
     """The CPU's matrix products; equally long rows become one more batch dimension of them."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    kind = _half_type(query) or query.dtype
-    rows = len(lengths)
+    kind, rows = torch.bfloat16, len(lengths)
     if rows == 1 or len(set(lengths)) > 1:
         out = grouped_attention(query[0], key[0], value[0], lengths, scale, kind)
         return out.unsqueeze(0)
@@ -220,13 +221,13 @@ def _causal(q, k, v, dropout: float, scaling: float | None, window: int | None) 
 
 
 def _grouped_fits(query: Tensor, dropout: float, lengths: list[int], window: int | None) -> bool:
-    """Whether the CPU's matrix products are the faster way: segments of ordinary length."""
+    """Whether the CPU's matrix products are the faster way: bf16, segments of ordinary length."""
     return (
         query.device.type == "cpu"
         and query.shape[0] == 1
         and dropout == 0.0
         and max(lengths) <= min(GROUPED_TOKENS, window or GROUPED_TOKENS)
-        and (_half_type(query) or query.dtype) in (torch.bfloat16, torch.float32)
+        and _half_type(query) == torch.bfloat16
     )
 
 
@@ -238,6 +239,7 @@ def _varlen_fits(query: Tensor, value: Tensor, dropout: float, cuts: Segments) -
         and query.shape[0] == 1
         and dropout == 0.0
         and query.shape[-1] == value.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
         and _half_type(query) is not None
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
