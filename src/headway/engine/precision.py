@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -30,10 +31,17 @@ def weights_dtype(precision: str) -> torch.dtype:
 
 
 def make_deterministic(wanted: bool) -> None:
-    """Choose repeatable kernels. On GPUs cuBLAS reads its workspace setting at its first call."""
+    """Choose repeatable kernels; an operation that has none raises RuntimeError and says so.
+
+    Never ``warn_only``: under it PyTorch keeps the faster, unrepeatable backward of flash and of
+    memory-efficient attention (``attention_backward.cu``). Call it before the first CUDA product:
+    cuBLAS reads its workspace setting then.
+    """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.use_deterministic_algorithms(wanted)
+    memory: Any = torch.utils.deterministic  # a module whose switch is a property
+    memory.fill_uninitialized_memory = False  # it would cost a pass over every new tensor
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
