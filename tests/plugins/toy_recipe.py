@@ -6,6 +6,7 @@ It enters by the entry point group, like ours, and is small enough to be trained
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ class ToyConfig(BaseModel):
     dropout: float = 0.25
     nan_at_step: int | None = None
     step_seconds: float = 0.0
+    """How long the loss of one microbatch takes at least, in training and evaluation."""
     buffer_values: int = 0
     """Extra frozen-in-place numbers in every checkpoint, to make saves large."""
 
@@ -83,6 +85,7 @@ class ToyTask:
             yield self.microbatch([row])
 
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
+        time.sleep(self.config.step_seconds)  # work, for tests that interrupt it
         wanted = inputs["y"]
         there = ~wanted.isnan()
         error = torch.where(there, model(inputs["x"]) - wanted.nan_to_num(), 0.0)
