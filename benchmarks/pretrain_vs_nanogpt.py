@@ -102,7 +102,7 @@ def side_of(name: str):
 
     from headway.models.attention import hidden_states, isolate
     from headway.models.backbone import backbone
-    from headway.models.host_memory import keep_freed_memory
+    from headway.engine.host_memory import keep_freed_memory
     from headway.models.lm_loss import lm_row_sums
 
     keep_freed_memory()

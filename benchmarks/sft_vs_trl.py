@@ -132,7 +132,7 @@ def run_headway(model: str, steps) -> list[dict[str, float]]:
 
     from headway.models.attention import hidden_states, isolate
     from headway.models.backbone import backbone
-    from headway.models.host_memory import keep_freed_memory
+    from headway.engine.host_memory import keep_freed_memory
     from headway.models.lm_loss import lm_row_sums
     from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
 

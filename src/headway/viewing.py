@@ -6,12 +6,11 @@ This is where the rooms meet for the viewer verbs. Without torch, so that lookin
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +153,11 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
         commands=commands(view),
         checkpoints={checkpoint.step: checkpoint.bytes for checkpoint in view.checkpoints()},
     )
-    show_tokens(view)
-    text = report_html(view.told, name=view.name, writer_pid=view.writer_pid, extras=extras)
+    told = view.told
+    if told.evaluations:
+        *earlier, newest = told.evaluations
+        told = replace(told, evaluations=[*earlier, with_tokens(view, newest)])
+    text = report_html(told, name=view.name, writer_pid=view.writer_pid, extras=extras)
     target = to or view.path / REPORT_FILE
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,15 +169,14 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
     return target
 
 
-def show_tokens(view: RunView) -> None:
-    """Put the worst rows with each token's loss, which the journal leaves out, into the newest
-    evaluation of the view.
-    """
-    for evaluation in view.told.evaluations[-1:]:
-        file = view.path / "evals" / f"step-{int(evaluation['step']):08d}" / "worst.jsonl"
-        with contextlib.suppress(OSError, ValueError):
-            lines = file.read_text(encoding="utf-8").splitlines()
-            evaluation["worst"] = [json.loads(line) for line in lines]
+def with_tokens(view: RunView, event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An evaluation with each token's loss in its worst rows, which the journal leaves out."""
+    file = view.path / "evals" / f"step-{int(event['step']):08d}" / "worst.jsonl"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return {**event, "worst": [json.loads(line) for line in lines]}
+    except (OSError, ValueError):
+        return event
 
 
 def commands(view: RunView) -> list[tuple[str, str]]:
