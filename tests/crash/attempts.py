@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from headway.config import RunConfig
 from toy import toy_config
 
 HERE = Path(__file__).parent
@@ -25,12 +26,25 @@ ENVIRONMENT = {
         str(place) for place in (HERE.parents[1] / "src", HERE.parent, HERE.parent / "plugins")
     ),
 }
+TOY: dict[str, Any] = {
+    "train": {"horizon": {"steps": 16}},
+    "evaluate": {"every_steps": 4, "worst_rows": 2},
+    "checkpoint": {"every_steps": 2, "keep_last": 2, "keep_best": 1},
+    "task": {"buffer_values": 500_000, "step_seconds": 0.004},
+}
+"""A run of a second with 2 MB checkpoints, evaluations and pruning."""
 
 
 def toy_run(root: Path, **sections: Any) -> Path:
     """A config file of the toy recipe below ``root``; its run is ``root/runs/run``."""
+    return config_below(root, toy_config(root, **sections).tree())
+
+
+def config_below(root: Path, tree: dict[str, Any]) -> Path:
+    """The config as a file below ``root``, where its run will be too."""
     root.mkdir(parents=True, exist_ok=True)
-    toy_config(root / "runs", **sections).save(root / "run.yaml")
+    run = {**tree["run"], "name": "run", "root": root / "runs"}
+    RunConfig(**{**tree, "run": run}).save(root / "run.yaml")
     return root / "run.yaml"
 
 

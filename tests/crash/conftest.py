@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # sweep.py and child.py, which are no tests
+sys.path.insert(0, str(Path(__file__).parent))  # sweep.py, child.py …, which are no tests
+
+from attempts import TOY, Forks, run_of, said, toy_run
 
 ROWS = pytest.StashKey[list]()
 
@@ -16,6 +18,22 @@ ROWS = pytest.StashKey[list]()
 def table(request):
     """Call it with a line's cells: fault, where, runs, fired, lost, corrupt."""
     return request.config.stash.setdefault(ROWS, []).append
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Starts attempts without paying for the imports each time."""
+    parent = Forks()
+    yield parent
+    parent.close()
+
+
+@pytest.fixture(scope="session")
+def whole(forks, tmp_path_factory):
+    """The folder of a run of ``TOY`` that nothing interrupted."""
+    config = toy_run(tmp_path_factory.mktemp("whole"), **TOY)
+    assert forks.finish(config) == 0, said(config)
+    return run_of(config)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -13,10 +13,11 @@ import sys
 import traceback
 from pathlib import Path
 
+import toy_recipe  # noqa: F401
+
 import headway.checkpoint.store as store_module
 import headway.engine.state as state_module
-import headway.recipes.sft
-import toy_recipe  # noqa: F401
+import headway.recipes.sft  # noqa: F401
 from headway.checkpoint import CheckpointStore
 from headway.cli import main
 from headway.errors import HeadwayError

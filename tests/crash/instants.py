@@ -37,9 +37,9 @@ class Instant:
 
 def random_instant(draw: random.Random, journal_lines: int, saves: int) -> Instant:
     """Anywhere: from the attempt's first microsecond to its last save."""
-    what = draw.choice(["start", "journal line", "journal line", "partial", "partial"])
-    most = {"start": 1, "journal line": journal_lines, "partial": saves}[what]
-    longest = {"start": 150_000, "journal line": 30_000, "partial": 25_000}[what]
+    what = draw.choice(["start", "journal line", "journal line", "save", "save"])
+    most = {"start": 1, "journal line": journal_lines, "save": saves}[what]
+    longest = {"start": 150_000, "journal line": 30_000, "save": 25_000}[what]
     return Instant(what, draw.randint(1, most), draw.randrange(longest))
 
 
@@ -71,13 +71,13 @@ def counter(what: str, run: Path) -> Callable[[], int]:
     if what == "journal line":
         before = journal_lines(run)
         return lambda: journal_lines(run) - before
-    old, new = set(names(run, ".partial-")), set[str]()
+    old, new = set(names(run)), set[str]()
 
-    def partials() -> int:
-        new.update(set(names(run, ".partial-")) - old)
+    def begun_or_committed() -> int:
+        new.update(set(names(run)) - old)
         return len(new)
 
-    return partials
+    return begun_or_committed
 
 
 def journal_lines(run: Path) -> int:
@@ -88,7 +88,7 @@ def journal_lines(run: Path) -> int:
         return 0
 
 
-def names(run: Path, prefix: str) -> list[str]:
+def names(run: Path, prefix: str = "") -> list[str]:
     """Entries of ``checkpoints/`` that begin so."""
     with contextlib.suppress(FileNotFoundError):
         return [name for name in os.listdir(run / "checkpoints") if name.startswith(prefix)]  # noqa: PTH208

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from instants import JOURNAL, steps_on_disk
-from toy import assert_same_state, final_state
 
 from headway.checkpoint import Checkpoint, CheckpointStore, Retention, verify
 from headway.checkpoint.retention import expendable
 from headway.journal import read, read_events, scan, timeline
 from headway.lock import holder
+from toy import assert_same_state, final_state
 
 SAME = ("loss", "learning_rate", "grad_norm", "weight", "rows", "tokens", "also")
 """What a step's journal line says that must not depend on interruptions."""
@@ -59,9 +59,7 @@ def judge_kill(run: Path, policy: Retention, outcome: Outcome) -> None:
     if store.quarantine.exists():
         outcome.corrupt.append(f"{run}: a kill made {sorted(store.quarantine.iterdir())}")
     promised = {e["step"] for e in read_events(run / JOURNAL, {"save"})}
-    scores = {
-        e["step"]: e["metrics"]["loss"] for e in read_events(run / JOURNAL, {"evaluation"})
-    }
+    scores = {e["step"]: e["metrics"]["loss"] for e in read_events(run / JOURNAL, {"evaluation"})}
     gone = promised - set(on_disk)
     if unwanted := gone - set(expendable(promised | set(on_disk), scores, policy)):
         outcome.lost.append(f"{run}: acknowledged, wanted and gone: {sorted(unwanted)}")

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from child import payload
+from disks import tmpfs
 from sweep import read_all, save
 
 from headway.checkpoint import CheckpointStore, Saver, verify
@@ -20,17 +21,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("no mount command here")
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with tmpfs(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 def fill(disk, leave_pages: int) -> None:

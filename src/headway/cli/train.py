@@ -26,12 +26,15 @@ def train(
     Exit codes: 0 finished, 75 stopped with a checkpoint (run it again), 76 budget reached,
     65 data or checkpoint bad, 77 storage full, 78 config bad.
     """
-    from headway.api import train_run
-    from headway.cli import leave
-    from headway.cli.progress import progress
-    from headway.config import load_config
+    from headway.signals import Signals
 
-    loaded = load_config(config, overrides or [])
+    with Signals():  # torch takes seconds to load: a signal then is one before step 1 too
+        from headway.api import train_run
+        from headway.cli import leave
+        from headway.cli.progress import progress
+        from headway.config import load_config
+
+        loaded = load_config(config, overrides or [])
     step = None if from_step is None else int(from_step.removeprefix("step-"))
     with progress(json) as show:
         folder, reason = train_run(loaded, fresh=fresh, from_step=step, show=show)
