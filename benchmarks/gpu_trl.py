@@ -7,16 +7,8 @@ import resource
 import tempfile
 from typing import Any
 
-from benchmarks.gpu import (
-    LEARNING_RATE,
-    MOST_STEPS,
-    RANK,
-    WARM_STEPS,
-    Cell,
-    Place,
-    Stopwatch,
-    tokenizer_of,
-)
+from benchmarks.gpu_cells import Stopwatch, tokenizer_of
+from benchmarks.gpu_plan import LEARNING_RATE, RANK, WARM_STEPS, Cell, Place
 
 
 def run_trl(cell: Cell, place: Place, rows: list[list[Any]], watch: Stopwatch) -> dict[str, Any]:
@@ -105,7 +97,7 @@ def options(cell: Cell, place: Place, folder: str):
         output_dir=folder,
         per_device_train_batch_size=cell.microbatch,
         gradient_accumulation_steps=place.sizes.rows_a_step // cell.microbatch,
-        max_steps=WARM_STEPS + MOST_STEPS,
+        max_steps=WARM_STEPS + place.sizes.most_steps,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         adam_beta2=0.95,
