@@ -32,10 +32,12 @@ crash: setup
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# With whatever Python holds torch on that machine: nothing is installed.
+# With whatever Python holds torch on that machine: nothing is installed, and wheels unpacked into a
+# folder are found by PYTHONPATH. A failed test does not keep the figures back.
+gpu: export PYTHONPATH := src:.$(if $(PYTHONPATH),:$(PYTHONPATH))
 gpu:
-	PYTHONPATH=src:. $(PYTHON) -m pytest -m gpu $(ARGS)
-	PYTHONPATH=src:. $(PYTHON) benchmarks/gpu.py
+	$(PYTHON) -m pytest -W default -m gpu tests/test_gpu.py $(ARGS); tested=$$?; \
+	$(PYTHON) benchmarks/gpu.py && exit $$tested
 
 demo: setup
 	$(BIN)/headway demo
