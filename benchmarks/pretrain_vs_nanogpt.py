@@ -17,10 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 4, 4, 128, 64, 12, 65
 WARM_STEPS = 10
-SIDES = ("nanogpt", "transformers", "headway", "headway-bf16")
+SIDES = ("nanogpt", "nanogpt-bf16", "headway", "headway-bf16")
+DATA = Path(__file__).resolve().parents[1] / "../shared/data/text/tinyshakespeare.txt"
 
 
 def nanogpt():
@@ -65,59 +67,68 @@ def nanogpt():
     return GPT()
 
 
-def gpt2():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    sizes = {"n_layer": LAYERS, "n_head": HEADS, "n_embd": WIDTH, "n_positions": BLOCK}
-    off = {
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    }
-    same = {"vocab_size": VOCABULARY, "activation_function": "gelu"}  # as nanoGPT, not gelu_new
-    return GPT2LMHeadModel(GPT2Config(**same, **sizes, **off)).train()
-
-
-def side_of(name: str):
-    """(model, loss of a batch, optimizer) of one side."""
+def run_plain(bf16: bool, steps: int) -> list[float]:
+    """The plain loop: random windows, AdamW as PyTorch chooses it on CPU, clipping at 1."""
     import torch
 
     torch.manual_seed(0)
+    model = nanogpt()
     options = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
-    if name == "nanogpt":
-        model = nanogpt()
-        return model, model, torch.optim.AdamW(model.parameters(), **options)
-    model = gpt2()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **options)
-    if name == "transformers":
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    text = DATA.read_text(encoding="utf-8")
+    places = {character: i for i, character in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([places[character] for character in text[: int(0.9 * len(text))]])
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        starts = torch.randint(len(tokens) - BLOCK, (BATCH,)).tolist()
+        x = torch.stack([tokens[i : i + BLOCK] for i in starts])
+        y = torch.stack([tokens[i + 1 : i + 1 + BLOCK] for i in starts])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
-        def plain(ids, targets):
-            logits = model(input_ids=ids, use_cache=False).logits
-            flat = logits.view(-1, VOCABULARY)
-            return torch.nn.functional.cross_entropy(flat, targets.view(-1))
 
-        return model, plain, optimizer
+def run_headway(bf16: bool, steps: int, threads: int) -> list[float]:
+    """headway as a user runs it: configs/shakespeare.yaml, journal and all."""
+    import tempfile
 
-    from headway.models.attention import hidden_states, isolate
-    from headway.models.backbone import backbone
-    from headway.engine.host_memory import keep_freed_memory
-    from headway.models.lm_loss import lm_row_sums
+    from headway import load_config
+    from headway.opening import opened
+    from headway.run import Quiet, train
 
-    keep_freed_memory()
-    assert isolate(model)
-    parts = backbone(model)
-    at = torch.arange(BATCH * BLOCK)
-    positions, row_of, ends = at[None] % BLOCK, at // BLOCK, list(range(BLOCK, len(at) + 1, BLOCK))
+    seconds: list[float] = []
 
-    def ours(ids, targets):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "headway-bf16"):
-            hidden = hidden_states(model, ids.view(1, -1), positions, ends)
-            sums = lm_row_sums(hidden, parts, at, targets.view(-1), row_of, BATCH)["loss"]
-        return sums.sum() / len(at)
+    class Clock(Quiet):
+        def step(self, step, plan, cost_usd) -> None:
+            now = time.perf_counter()
+            seconds.append(now - self.at)
+            self.at = now
 
-    return model, ours, optimizer
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(
+            Path(__file__).resolve().parents[1] / "configs/shakespeare.yaml",
+            [
+                f"run.root={folder}",
+                f"train.horizon.steps={steps}",
+                f"hardware.precision={'bf16' if bf16 else 'fp32'}",
+                f"hardware.threads={threads}",
+                "evaluate=null",
+                "checkpoint.every_steps=null",
+                f"task.data.train={DATA}",
+            ],
+        )
+        clock = Clock()
+        with opened(config, show=clock) as run:
+            clock.at = time.perf_counter()
+            train(run)
+    return seconds
 
 
 def work(name: str, steps: int, threads: int) -> None:
@@ -125,20 +136,10 @@ def work(name: str, steps: int, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    model, loss_of, optimizer = side_of(name)
-    generator = torch.Generator().manual_seed(0)
-    seconds = []
-    for _ in range(steps + WARM_STEPS):
-        window = torch.randint(0, VOCABULARY, (BATCH, BLOCK + 1), generator=generator)
-        start = time.perf_counter()
-        loss = loss_of(window[:, :-1].contiguous(), window[:, 1:].contiguous())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=name != "nanogpt" or None)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - start)
-    report = {"side": name, "seconds": seconds[WARM_STEPS:], "loss": loss.item()}
-    print("RESULT " + json.dumps(report))
+    total, bf16 = steps + WARM_STEPS, name.endswith("bf16")
+    ours = name.startswith("headway")
+    seconds = run_headway(bf16, total, threads) if ours else run_plain(bf16, total)
+    print("RESULT " + json.dumps({"side": name, "seconds": seconds[WARM_STEPS:]}))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning, side by side: headway's kernels, a plain loop, and TRL's SFTTrainer.
+"""LoRA fine-tuning, side by side: headway, a plain loop, and TRL's SFTTrainer.
 
     python benchmarks/sft_vs_trl.py --model DIR [--steps 6] [--repeats 3] [--peer-python PYTHON]
 
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 ROWS_A_STEP = 4
-SIDES = ("trl", "trl-packing", "plain", "headway")
+SIDES = ("trl", "trl-no-checkpointing", "trl-packing", "plain", "headway")
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 LEARNING_RATE = 2e-4
 
@@ -110,53 +110,51 @@ def run_plain(model: str, steps) -> list[dict[str, float]]:
     return timed(steps, step_once)
 
 
-def flat(rows):
-    """Ids and positions [1, tokens], row ends, and position, token and row of each target."""
-    import torch
+def run_headway(model: str, data: Path, count: int, threads: int) -> list[dict[str, float]]:
+    """headway as a user runs it: config, data, journal and all; seconds between its steps."""
+    import tempfile
 
-    ids, positions, ends, targets = [], [], [], []
-    for index, row in enumerate(rows):
-        offset = len(ids)
-        ids += row["input_ids"]
-        positions += range(len(row["input_ids"]))
-        ends.append(len(ids))
-        for i, on in enumerate(row["completion_mask"]):
-            if on and i:
-                targets.append((offset + i - 1, row["input_ids"][i], index))
-    return torch.tensor([ids]), torch.tensor([positions]), ends, torch.tensor(targets).T
+    from headway import RunConfig
+    from headway.opening import opened
+    from headway.run import Quiet, train
 
+    report: list[dict[str, float]] = []
 
-def run_headway(model: str, steps) -> list[dict[str, float]]:
-    """A plain loop over headway's pieces: flat rows, fused layers, chunked loss."""
-    import torch
+    class Clock(Quiet):
+        def step(self, step, plan, cost_usd) -> None:
+            now = time.perf_counter()
+            report.append({"seconds": now - self.at, "tokens": step.tokens, "loss": step.loss})
+            report[-1]["supervised"] = step.weight
+            self.at = now
 
-    from headway.models.attention import hidden_states, isolate
-    from headway.models.backbone import backbone
-    from headway.engine.host_memory import keep_freed_memory
-    from headway.models.lm_loss import lm_row_sums
-    from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
-
-    keep_freed_memory()
-    peft_model = adapted(model)
-    store_frozen_in_bf16(peft_model)
-    assert fuse_lora(peft_model) and fuse_swiglu(peft_model) and isolate(peft_model)
-    optimizer, parts = optimizer_of(peft_model), backbone(peft_model)
-
-    def step_once(rows) -> float:
-        ids, positions, ends, (at, wanted, row_of) = flat(rows)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = hidden_states(peft_model, ids, positions, ends)
-            sums = lm_row_sums(hidden, parts, at, wanted, row_of, len(rows))["loss"]
-        loss = sums.sum() / len(at)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    return timed(steps, step_once)
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            recipe="sft",
+            run={"name": "bench", "root": folder},
+            train={
+                "horizon": {"steps": count // ROWS_A_STEP},
+                "batch_size": ROWS_A_STEP,
+                "learning_rate": LEARNING_RATE,
+                "schedule": "constant",
+                "max_grad_norm": 0.0,
+            },
+            hardware={"device": "cpu", "precision": "bf16", "threads": threads},
+            checkpoint={"every_minutes": None},
+            task={
+                "base_model": model,
+                "tuning": {"kind": "lora", "rank": 16, "alpha": 32},
+                "max_tokens": 1024,
+                "data": {"train": {"path": str(data), "limit": count}},
+            },
+        )
+        clock = Clock()
+        with opened(config, show=clock) as run:
+            clock.at = time.perf_counter()
+            train(run)
+    return report
 
 
-def run_trl(model: str, steps, packing: bool) -> list[dict[str, float]]:
+def run_trl(model: str, steps, side: str) -> list[dict[str, float]]:
     """TRL's SFTTrainer as a user configures it; seconds between its own step callbacks."""
     import tempfile
 
@@ -167,6 +165,9 @@ def run_trl(model: str, steps, packing: bool) -> list[dict[str, float]]:
 
     rows = [row for step in steps for row in step]
     seconds: list[float] = []
+    packing = side == "trl-packing"
+    # TRL recomputes activations unless told otherwise; "trl" leaves that as it is.
+    faster = {} if side == "trl" else {"gradient_checkpointing": False}
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -187,7 +188,7 @@ def run_trl(model: str, steps, packing: bool) -> list[dict[str, float]]:
             bf16=True,
             use_cpu=True,
             packing=packing,
-            gradient_checkpointing=False,
+            **faster,
             max_length=1024,
             completion_only_loss=True,
             save_strategy="no",
@@ -230,9 +231,11 @@ def work(side: str, arguments: argparse.Namespace) -> None:
     rows = rows_of(arguments.data, arguments.model, (arguments.steps + 1) * ROWS_A_STEP)
     steps = [rows[i : i + ROWS_A_STEP] for i in range(0, len(rows), ROWS_A_STEP)]
     if side.startswith("trl"):
-        report = run_trl(arguments.model, steps, packing=side == "trl-packing")
+        report = run_trl(arguments.model, steps, side)
+    elif side == "plain":
+        report = run_plain(arguments.model, steps)
     else:
-        report = {"plain": run_plain, "headway": run_headway}[side](arguments.model, steps)
+        report = run_headway(arguments.model, arguments.data, len(rows), arguments.threads)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print("RESULT " + json.dumps({"side": side, "steps": report[1:], "peak_bytes": peak}))
 

