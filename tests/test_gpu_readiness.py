@@ -7,9 +7,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from headway.engine.precision import make_deterministic
-from headway.models.attention import Segments, _varlen_fits, segments
+from headway.models.attention import (
+    Segments,
+    _varlen_fits,
+    checkpoint_activations,
+    hidden_states,
+    isolate,
+    segments,
+)
+from headway.models.lora_linear import fuse_lora, fuse_swiglu
+from headway.models.tuning import Lora, adapt
+from tiny import tiny_llama
 
 
 @pytest.fixture
@@ -64,3 +75,31 @@ def test_only_head_widths_that_the_flash_kernel_takes_go_there(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     cuts = Segments((2, 5), torch.tensor([0, 2, 5]))
     assert _varlen_fits(OnGpu(width), OnGpu(width), 0.0, cuts) is fits  # type: ignore[arg-type]
+
+
+def adapter_gradients(*, fused: bool, recompute: bool) -> Tensor:
+    torch.manual_seed(1)
+    model = adapt(tiny_llama(384), Lora(rank=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    if fused:
+        assert fuse_lora(model) == 14
+        assert fuse_swiglu(model) == 2
+    assert isolate(model)
+    if recompute:
+        checkpoint_activations(model)
+    model.train()
+    ids, positions = torch.arange(24)[None] % 7, torch.arange(24)[None] % 12
+    hidden = hidden_states(model, ids, positions, [12, 24])
+    (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_fused_adapters_may_recompute_activations() -> None:
+    """The two need not exclude each other: recomputing changes no bit of a fused layer's gradient,
+    and both are PEFT's."""
+    fused = adapter_gradients(fused=True, recompute=False)
+    assert torch.equal(adapter_gradients(fused=True, recompute=True), fused)
+    plain = adapter_gradients(fused=False, recompute=True)
+    assert (fused - plain).norm() < 1e-5 * plain.norm()
