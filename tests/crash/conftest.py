@@ -16,7 +16,10 @@ ROWS = pytest.StashKey[list]()
 
 @pytest.fixture
 def table(request):
-    """Call it with a line's cells: fault, where, runs, fired, lost, corrupt."""
+    """Call it with a line's cells: fault, where, runs, fired, lost, corrupt, other end.
+
+    The last one only where training was continued to its end.
+    """
     return request.config.stash.setdefault(ROWS, []).append
 
 
@@ -40,6 +43,7 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash.get(ROWS, [])
     if rows:
         terminalreporter.section("crash table")
-        head = ("fault", "where", "runs", "fault fired", "checkpoints lost", "corrupt loads")
+        head = ("fault", "where", "runs", "fault fired", "lost", "corrupt loads", "other end")
         for row in [head, ("---",) * len(head), *rows]:
-            terminalreporter.write_line("| " + " | ".join(map(str, row)) + " |")
+            cells = [*row, *["–"] * (len(head) - len(row))]
+            terminalreporter.write_line("| " + " | ".join(map(str, cells)) + " |")

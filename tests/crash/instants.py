@@ -112,11 +112,11 @@ def where_it_hit(run: Path, attempt: int) -> str:
         int(name.split("-")[2]) for name in names(run, f".partial-step-{steps[-1]:08d}")
     }
     evaluated = {e["step"] for e in mine if e["event"] == "evaluation"}
-    if evaluation_due(run, steps[-1]) and steps[-1] in saved and steps[-1] not in evaluated:
-        return "in an evaluation"
+    due = evaluation_due(run, steps[-1]) and steps[-1] not in evaluated
+    main = "in an evaluation" if due and steps[-1] in saved else "in a step"
     if names(run, ".partial-"):
-        return "in a save"
-    return "in pruning" if names(run, ".trash-") else "in a step"
+        return f"{main} beside a save"
+    return "in pruning" if names(run, ".trash-") else main
 
 
 def evaluation_due(run: Path, step: int) -> bool:

@@ -43,7 +43,8 @@ class Outcome:
         """A line of the crash table."""
         hits = ", ".join(f"{n} {place}" for place, n in self.hits.most_common())
         place = f"{where}: {hits}" if hits else where
-        return (fault, place, self.runs, self.kills, len(self.lost), len(self.corrupt))
+        harm = (self.lost, self.corrupt, self.different)
+        return (fault, place, self.runs, self.kills, *map(len, harm))
 
 
 def judge_kill(run: Path, policy: Retention, outcome: Outcome) -> None:

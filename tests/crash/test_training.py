@@ -18,7 +18,7 @@ from headway.journal import next_attempt
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
 
 POLICY = Retention(keep_last=2, keep_best=1)
-PLACES = ("before its first step", "in a step", "in a save", "in an evaluation")
+PLACES = ("before its first step", "in a step", "save", "in an evaluation")
 
 
 def one_attempt(attempt: Attempt, config: Path, draw: random.Random, outcome: Outcome) -> bool:
@@ -60,7 +60,8 @@ def test_a_hundred_kills_at_random_instants_lose_nothing(
         judge_end(run_of(config), whole, outcome)
     table(outcome.cells("kill -9", f"training at random, {outcome.verified} checkpoints verified"))
     assert outcome.clean, outcome
-    assert min(outcome.hits[place] for place in PLACES) >= 3, outcome.hits
+    hits = [sum(n for at, n in outcome.hits.items() if place in at) for place in PLACES]
+    assert min(hits) >= 5, outcome.hits
 
 
 def test_the_whole_command_killed_at_random_instants_loses_nothing(

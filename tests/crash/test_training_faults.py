@@ -57,7 +57,9 @@ def test_on_a_full_disk_training_keeps_its_last_checkpoint_and_goes_on_when_ther
         kept = checkpoints(run)
         skipped = read_events(run / JOURNAL, {"save_skipped"})
         assert kept and all(why in line["why"] for line in skipped)
-        assert "NOT SAVED" in said(config) and "Traceback" not in said(config)
+        # While a half-written save fills the disk, it may be the journal that meets the end of it.
+        loud = ("NOT SAVED", "cannot write the journal")
+        assert any(words in said(config) for words in loud) and "Traceback" not in said(config)
         if sabotage is None:  # the journal had room, so training went on to its end
             assert skipped[-1]["step"] == 16 and len(skipped) >= 2
             assert read(run / JOURNAL)[-1]["event"] == "stop"
@@ -70,7 +72,7 @@ def test_on_a_full_disk_training_keeps_its_last_checkpoint_and_goes_on_when_ther
         judge_end(run, whole, outcome)
         assert outcome.clean, outcome
     where = "the free-space check" if sabotage is None else "ENOSPC while writing"
-    table(("disk full (tmpfs)", f"training, {where}", 1, 1, 0, 0))
+    table(("disk full (tmpfs)", f"training, {where}", 1, 1, 0, 0, 0))
 
 
 # ------------------------------------------------------------------ damage
@@ -134,7 +136,9 @@ def test_damage_to_any_file_of_the_newest_checkpoint_is_set_aside_and_the_end_is
         outcome = Outcome()
         judge_end(run, whole, outcome)
         assert outcome.clean, outcome
-    table((kind, f"each of {len(FILES)} files of a training checkpoint", *[len(FILES)] * 2, 0, 0))
+    table(
+        (kind, f"each of {len(FILES)} files of a training checkpoint", *[len(FILES)] * 2, 0, 0, 0)
+    )
 
 
 def nothing_was_trained(forks: Forks, config: Path, words: str) -> None:

@@ -126,7 +126,7 @@ def test_a_signal_ends_the_attempt_with_a_checkpoint_of_its_last_step(
     assert "Traceback" not in said(config)
     assert checkpoints(run_of(config))[-1].step == last
     goes_on(forks, config, reference(sections))
-    table((number.name, f"training, {where}", 1, 1, 0, 0))
+    table((number.name, f"training, {where}", 1, 1, 0, 0, 0))
 
 
 @pytest.mark.parametrize("number", BOTH, ids=lambda n: n.name)
@@ -145,7 +145,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_half_done(
     assert "nothing to save" in said(config) and "Traceback" not in said(config)
     assert checkpoints(run_of(config)) == []
     goes_on(forks, config, reference(sections))
-    table((number.name, f"training, {phase.__name__}", 1, 1, 0, 0))
+    table((number.name, f"training, {phase.__name__}", 1, 1, 0, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -165,4 +165,4 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_corrupt(
     assert "SIGINT again: leaving now" in said(config) and "Traceback" not in said(config)
     checkpoints(run_of(config))
     goes_on(forks, config, reference(sections))
-    table(("SIGTERM, SIGINT", f"training, {where}", 1, 1, 0, 0))
+    table(("SIGTERM, SIGINT", f"training, {where}", 1, 1, 0, 0, 0))
