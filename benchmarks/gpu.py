@@ -27,8 +27,8 @@ from typing import Any
 
 from benchmarks.gpu_plan import REAL, SHAPES, TINY, Cell, Place, Sizes, absent, planned
 
-LEAST_SECONDS = 15.0
-"""A group with less time than this is not started."""
+LEAST_SECONDS, START_SECONDS = 15.0, 20.0
+"""A group with less time is not started; what its imports may take."""
 
 
 def machine(place: Place) -> dict[str, Any]:
@@ -59,6 +59,11 @@ def machine(place: Place) -> dict[str, Any]:
     }
 
 
+def group_of(cell: Cell) -> str:
+    """Cells of one side and shape share a process."""
+    return f"{cell.side}:{cell.shape}"
+
+
 def work(group: str, place: Place, until: float) -> None:
     """One group of cells in this process; prints a JSON line for each."""
     if group == "machine":
@@ -68,7 +73,7 @@ def work(group: str, place: Place, until: float) -> None:
 
     longest = 0.0
     for cell in planned(place.sizes):
-        if f"{cell.side}:{cell.shape}" != group or absent(cell):
+        if group_of(cell) != group or absent(cell):
             continue
         started = time.time()
         if started + longest > until:
@@ -82,7 +87,7 @@ def work(group: str, place: Place, until: float) -> None:
 
 def results_of(group: str, arguments: argparse.Namespace, folder: str, until: float) -> list[Any]:
     """What the group's process printed before its time was over."""
-    if until - time.time() < LEAST_SECONDS:
+    if until - time.time() < LEAST_SECONDS - 1:
         return []
     command = [
         sys.executable, __file__, "--group", group, "--until", str(until), "--folder", folder,
@@ -105,12 +110,16 @@ def measure(arguments: argparse.Namespace) -> str:
     sizes = TINY if arguments.tiny else REAL
     ends = time.time() + 60 * arguments.minutes
     cells = planned(sizes)
-    groups = list(dict.fromkeys(f"{c.side}:{c.shape}" for c in cells if not absent(c)))
+    groups = list(dict.fromkeys(group_of(c) for c in cells if not absent(c)))
     found: dict[Cell, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         facts = results_of("machine", arguments, folder, ends)
         for number, group in enumerate(groups):
-            share = (ends - time.time() - 20) / (len(groups) - number)
+            waiting = [sum(group_of(c) == g and not absent(c) for c in cells) for g in groups]
+            left = ends - time.time() - START_SECONDS
+            free = left - START_SECONDS * (len(groups) - number)
+            share = START_SECONDS + free * waiting[number] / sum(waiting[number:])
+            share = min(left, max(share, LEAST_SECONDS))
             print(f"{group}: up to {share:.0f} s", file=sys.stderr, flush=True)
             for result in results_of(group, arguments, folder, time.time() + share):
                 found[Cell(**result.pop("cell"))] = result
