@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "headway"
 GROUND = {"errors", "records"}
-ROOMS = {"checkpoint", "journal", "lock", "cost", "signals", "report", "config"}
+ROOMS = {"checkpoint", "journal", "lock", "cost", "signals", "report", "config", "evals"}
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {"run", "opening", "summary", "api", "demo"}

@@ -13,7 +13,7 @@ from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
-from headway.errors import CheckpointError
+from headway.errors import CheckpointError, ConfigError
 from headway.opening import (
     CONFIG_FILE,
     build_context,
@@ -76,6 +76,9 @@ class TrainedRun:
 
     def export(self, to: Path, format: str) -> Mapping[str, Any]:
         """Write weights for use elsewhere, read them back and compare; what was found."""
+        if to.exists() and any(to.iterdir()):
+            raise ConfigError(f"--to {to}: the folder is not empty; give another one")
+        to.mkdir(parents=True, exist_ok=True)
         return self.recipe.export(self.task, self.config.task, to, format)
 
 

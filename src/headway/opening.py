@@ -255,7 +255,7 @@ def restore_newest(
                 f"--from: there is no good checkpoint at step {at}; there are {steps}"
             )
         if at is not None:
-            found += store.supersede(at)
+            store.supersede(at)
     step = world.agree(step)[0]
     if step < 0:
         return found

@@ -85,7 +85,6 @@ class StopReason(Enum):
     EARLY_STOP = "early stop"
     SIGNAL = "signal"
     BUDGET = "budget"
-    DEADLINE = "deadline"
     ERROR = "error"
 
     @property
@@ -96,7 +95,6 @@ class StopReason(Enum):
             "finished": 0,
             "early stop": 0,
             "signal": 75,
-            "deadline": 75,
             "budget": 76,
             "error": 1,
         }[self.value]

@@ -6,11 +6,10 @@ state) is in ``opening.py``. Nothing else decides what happens, or in which orde
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from headway.engine.steps import Plan, train_steps
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World
 from headway.errors import CheckpointError, StorageFull
+from headway.evals import brief, write
 from headway.journal import Journal
 from headway.records import Evaluation, StepReport, StopReason
 from headway.signals import Signals
@@ -267,8 +267,8 @@ class Run:
                 if before is not None:
                     found = replace(found, baselines={"loss/untrained": before})
                 found = self.recipe.measure(self.task, found)
-                write_evaluation(self.folder, found)
-                self.journal.append(without_tokens(found))
+                write(self.folder, found)
+                self.journal.append(brief(found))
                 self.journal.flush()
                 self.show.evaluated(found)
             self.world.barrier()
@@ -304,25 +304,6 @@ class Run:
             self.journal.append("stop", reason=stop.value, **facts)
             self.journal.flush()
         return stop
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """``evals/step-…/metrics.json`` and ``worst.jsonl``, one row a line."""
-    place = folder / "evals" / f"step-{evaluation.step:08d}"
-    place.mkdir(parents=True, exist_ok=True)
-    facts = asdict(evaluation)
-    rows = facts.pop("worst")
-    (place / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (place / "worst.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def without_tokens(evaluation: Evaluation) -> Evaluation:
-    """The evaluation without each token's loss: the journal stays small, ``evals/`` has it all."""
-    worst = tuple(
-        replace(row, shown={k: v for k, v in row.shown.items() if k != "tokens"})
-        for row in evaluation.worst
-    )
-    return replace(evaluation, worst=worst)
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

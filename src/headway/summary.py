@@ -14,7 +14,7 @@ def summary(run: Run) -> list[str]:
     facts = task.facts()
     rows = config.train.batch_size
     size = config.hardware.microbatch_size
-    split = "microbatches by tokens" if size == "auto" else f"{size} rows a forward pass"
+    split = "microbatches by the recipe" if size == "auto" else f"{size} rows a forward pass"
     tokens = round(plan.num_steps * rows * task.tokens_per_epoch / task.rows_per_epoch)
     epochs = plan.num_steps * rows / task.rows_per_epoch
     device = run.facts["hardware"].get("gpu") or run.facts["hardware"]["cpu"]

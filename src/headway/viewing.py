@@ -6,7 +6,6 @@ This is where the rooms meet for the viewer verbs. Without torch, so that lookin
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -145,6 +144,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
 
 def write_report(run: str | Path, to: Path | None = None) -> Path:
     """Render a run's report to ``to`` (``report.html`` in the run) and return where it is."""
+    from headway.evals import whole
     from headway.report.html import Extras, report_html
 
     view = open_run(run)
@@ -156,7 +156,7 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
     told = view.told
     if told.evaluations:
         *earlier, newest = told.evaluations
-        told = replace(told, evaluations=[*earlier, with_tokens(view, newest)])
+        told = replace(told, evaluations=[*earlier, whole(view.path, newest)])
     text = report_html(told, name=view.name, writer_pid=view.writer_pid, extras=extras)
     target = to or view.path / REPORT_FILE
     try:
@@ -167,16 +167,6 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write the report to {target}: {error.strerror}") from error
     return target
-
-
-def with_tokens(view: RunView, event: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An evaluation with each token's loss in its worst rows, which the journal leaves out."""
-    file = view.path / "evals" / f"step-{int(event['step']):08d}" / "worst.jsonl"
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return {**event, "worst": [json.loads(line) for line in lines]}
-    except (OSError, ValueError):
-        return event
 
 
 def commands(view: RunView) -> list[tuple[str, str]]:

@@ -125,7 +125,7 @@ def _opened(what: str, tokenizer: str | None, max_tokens: int) -> tuple[TextData
 
 
 def _is_config(what: str) -> bool:
-    return Path(what).suffix in (".yaml", ".yml", ".toml")
+    return Path(what).suffix in (".yaml", ".yml", ".toml", ".py")
 
 
 def _config(what: str) -> Any:

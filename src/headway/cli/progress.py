@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as json_module
+import os
 import sys
 import time
 from collections import deque
@@ -35,7 +36,9 @@ def progress(json: bool) -> Iterator[Screen]:
     """The screen that fits stdout: JSON lines, a live terminal, or plain lines for a file or
     pipe."""
     console = Console(highlight=False, soft_wrap=True)
-    if json:
+    if os.environ.get("RANK", "0") != "0":
+        yield Plain(Console(quiet=True))  # rank 0 speaks for all
+    elif json:
         yield JsonLines()
     elif console.is_terminal:
         bar = BarColumn(bar_width=24, complete_style="bold", finished_style="bold")
@@ -163,7 +166,6 @@ def how_it_ended(folder: Path, reason: StopReason, report: Path | None) -> str:
     more = {
         StopReason.SIGNAL: "the same command goes on",
         StopReason.BUDGET: "raise cost.budget_usd and the same command goes on",
-        StopReason.DEADLINE: "the same command goes on",
     }
     then = f"; {more[reason]}" if reason in more else ""
     seen = f"\nreport: {report}" if report else ""

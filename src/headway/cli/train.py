@@ -35,8 +35,8 @@ def train(
         from headway.config import load_config
 
         loaded = load_config(config, overrides or [])
-    step = None if from_step is None else int(from_step.removeprefix("step-"))
     with progress(json) as show:
+        step = None if from_step is None else step_number(from_step)
         folder, reason = train_run(loaded, fresh=fresh, from_step=step, show=show)
         show.ended(folder, reason, written_report(folder))
     leave(reason.exit_code)
@@ -55,6 +55,16 @@ def demo(
         run, reason = run_demo(folder, fresh, show)
         show.ended(run, reason, written_report(run))
     leave(reason.exit_code)
+
+
+def step_number(text: str) -> int:
+    """``500`` or ``step-00000500``. Raises ConfigError for anything else."""
+    from headway.errors import ConfigError
+
+    digits = text.removeprefix("step-")
+    if not (digits.isascii() and digits.isdigit()):
+        raise ConfigError(f"--from {text}: write a checkpoint's step, as 500 or step-00000500")
+    return int(digits)
 
 
 def written_report(folder: Path) -> Path | None:

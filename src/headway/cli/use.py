@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-RUN = Annotated[Path, typer.Argument(help="Run directory.")]
+RUN = Annotated[Path, typer.Argument(help="Run directory, or a run's name under runs/.")]
 STEP = Annotated[
     str | None,
-    typer.Option("--step", help="Which checkpoint: step-00000500, best, or left out: the newest."),
+    typer.Option(
+        "--step", help="Which checkpoint: 500, step-00000500, best, or left out: the newest."
+    ),
 ]
 
 

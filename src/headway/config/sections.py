@@ -135,7 +135,7 @@ class Hardware(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes the GPU if there is one."""
     microbatch_size: Literal["auto"] | Count = "auto"
-    """Rows per forward pass on each GPU; `auto` chooses what fits."""
+    """Rows per forward pass on each GPU; `auto` leaves it to the recipe (text: by tokens)."""
     precision: Literal["bf16", "fp32", "bf16_pure"] = "bf16"
     """`bf16` computes in bfloat16 over fp32 weights (autocast), `fp32` in fp32; `bf16_pure` also
     keeps the weights in bfloat16."""
@@ -188,7 +188,7 @@ class Checkpoint(BaseModel):
     """Save at the first step boundary after so many minutes; null: by steps only."""
     keep_last: Count = 2
     """How many of the newest checkpoints to keep."""
-    keep_best: int = Field(default=1, ge=0)
+    keep_best: Count = 1
     """How many of the checkpoints with the lowest held-out loss to keep."""
     keep_every_steps: Count | None = None
     """Also keep each checkpoint whose step is a multiple of this, for ever; left out: none."""

@@ -245,7 +245,10 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "save_strategy": (HF, _SAVE_STEPS),
     "saves_per_epoch": (AXO, _SAVE_STEPS),
     "save_total_limit": (HF, _KEEP),
-    "load_best_model_at_end": (HF, "write checkpoint.keep_best; `headway export` takes the best"),
+    "load_best_model_at_end": (
+        HF,
+        "write checkpoint.keep_best; `headway export --step best` takes it",
+    ),
     "metric_for_best_model": (HF, "write checkpoint.keep_best: the best has the lowest loss"),
     "save_only_model": (HF, "write nothing: a checkpoint always holds all that a resume needs"),
     "save_safetensors": (HF, "write nothing: it is always safetensors"),

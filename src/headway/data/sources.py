@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from headway.data.formats import FORMATS, Record, format_of, opened, read_file, read_rows
 from headway.errors import DataError
@@ -44,10 +44,15 @@ class Source(BaseModel):
 
 def _as_sources(value: Any) -> Any:
     """A path, a spec, or a list of either -> a list of specs."""
-    if value is None:
-        return None
     items = value if isinstance(value, list | tuple) else [value]
     return tuple({"path": str(i)} if isinstance(i, str | Path) else i for i in items)
+
+
+Sources = Annotated[
+    tuple[Source, ...],
+    BeforeValidator(_as_sources, json_schema_input_type=str | Source | list[str | Source]),
+]
+"""One place or several; a bare string is a path."""
 
 
 class TextData(BaseModel):
@@ -55,10 +60,10 @@ class TextData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: tuple[Source, ...] = Field(
+    train: Sources = Field(
         min_length=1, description="Where training rows come from: a path, a source, or a list."
     )
-    eval: tuple[Source, ...] | None = Field(
+    eval: Sources | None = Field(
         None, description="Where held-out rows come from. Give this or eval_fraction, or neither."
     )
     eval_fraction: float | None = Field(
@@ -91,8 +96,6 @@ class TextData(BaseModel):
         le=1,
         description="Refuse when a larger share of the held-out rows is among the training rows.",
     )
-
-    _coerce = field_validator("train", "eval", mode="before")(_as_sources)
 
     @model_validator(mode="after")
     def _consistent(self) -> TextData:

@@ -126,7 +126,7 @@ class Recipe(Protocol):
         ...
 
     def export(self, task: Any, config: Any, to: Path, format: str) -> Mapping[str, Any]:
-        """Write weights for use elsewhere, read them back, and compare; what was found.
+        """Write weights for use elsewhere into the empty folder ``to``; read them back, compare.
 
         Raises ConfigError for a format this recipe does not have, CheckpointError where the export
         does not answer as the trained model does.

@@ -80,7 +80,7 @@ class World:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            module, device_ids=ids, gradient_as_bucket_view=True
         )
 
 

@@ -104,13 +104,18 @@ def weights_identity(name: str, revision: str | None, cache: Path) -> str:
     if not files:
         found.update(f"{name}@{revision}".encode())
     for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            found.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            found.update(stream.read(2**20))
+        add_ends(found, file)
     return found.hexdigest()[:16]
+
+
+def add_ends(found: Any, file: Path) -> None:
+    """Add a file's name, size, first and last MiB to a hash."""
+    size = file.stat().st_size
+    found.update(f"{file.name}:{size}".encode())
+    with file.open("rb") as stream:
+        found.update(stream.read(2**20))
+        stream.seek(max(0, size - 2**20))
+        found.update(stream.read(2**20))
 
 
 def _in_package(name: str) -> Path:
@@ -133,8 +138,9 @@ def _unpacked(gguf: Path, cache: Path) -> Path:
         raise ConfigError(f"task.base_model: there is no file {gguf}")
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{gguf.name} needs the gguf package: pip install 'headway[gguf]'")
-    stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}".encode()).hexdigest()[:8]
+    found = hashlib.sha256()
+    add_ends(found, gguf)
+    key = found.hexdigest()[:8]
     folder = cache / "models" / f"{gguf.stem}-{key}"
     if folder.exists():
         return folder
@@ -181,8 +187,7 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    for library in ("transformers", "bitsandbytes"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # a person sees the run's own progress
     try:
         yield

