@@ -130,6 +130,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(case: str, tmp_path: Path, cut
     assert_same_state(final_state(tmp_path / "a/runs/run"), final_state(tmp_path / "b/runs/run"))
 
 
+@pytest.mark.slow
+def test_qlora_resumes_bit_for_bit_with_evaluations_between(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    four_bits = {"tuning": {"kind": "qlora", "rank": 4, "alpha": 8}}
+    bf16 = {"precision": "bf16"}
+    train(config_of("sft-lora", tmp_path / "a", task=four_bits, hardware=bf16))
+    with pytest.raises(Cut):
+        config = config_of("sft-lora", tmp_path / "b", task=four_bits, hardware=bf16)
+        train(config, show=CutAt(3))
+    train(config)
+    assert_same_state(final_state(tmp_path / "a/runs/run"), final_state(tmp_path / "b/runs/run"))
+
+
 def test_evaluation_and_export_leave_training_unchanged(case: str, tmp_path: Path) -> None:
     train(config_of(case, tmp_path / "a"))
 

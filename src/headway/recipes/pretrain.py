@@ -28,6 +28,7 @@ from headway.engine.task import BuildContext
 from headway.errors import ConfigError, DataError
 from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import backbone, prove_backbone
+from headway.models.lora_linear import fuse_gelu
 from headway.recipes.export import export_model
 from headway.recipes.generate import generate
 from headway.recipes.text import NoRows, TextTask, TokenRow, TokenRows, count
@@ -143,6 +144,7 @@ class PretrainRecipe:
         model = make_model(config, len(tokenizer), weights_dtype(context.precision))
         model.to(torch.device(context.device))
         prove_backbone(model)
+        fuse_gelu(model)
         isolate(model)
         if context.activation_checkpointing:
             checkpoint_activations(model)

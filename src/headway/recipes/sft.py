@@ -160,9 +160,8 @@ def load_model(
     }
     if context.precision == "bf16" and config.tuning.kind != "full":
         store_frozen_in_bf16(model)
-    if not context.activation_checkpointing:
-        fuse_lora(model)
-        fuse_swiglu(model)
+    fuse_lora(model)
+    fuse_swiglu(model)
     isolate(model)
     if context.activation_checkpointing:
         checkpoint_activations(model)
@@ -177,11 +176,13 @@ def load_base(
     quantized: bool,
 ) -> tuple[Any, list[int]]:
     """The model as downloaded, with rows for the special tokens; the ids that are new."""
+    # A 4-bit weight is unpacked to the type it was loaded in before every product.
+    four_bits_in_bf16 = quantized and context.precision != "fp32"
     base = load_causal_lm(
         config.base_model,
         config.revision,
         context.cache,
-        dtype=weights_dtype(context.precision),
+        dtype=torch.bfloat16 if four_bits_in_bf16 else weights_dtype(context.precision),
         device=torch.device(context.device),
         quantized=quantized,
     )
