@@ -2,10 +2,10 @@
 
     python benchmarks/rooms.py [--threads 2]
 
-Engine overhead: everything in a step but forward, backward and optimizer, on a model whose step
-takes about 100 ms. Save: the stall (snapshot) against the time of the write, and steps beside a
-write against steps without one. Seek: position 1e9 in an order of 1e9 rows. Start: ``--help``,
-``status``.
+Engine overhead: everything in a step but forward, backward, clipping and optimizer, on a model
+whose step takes about 100 ms. Save: the stall (snapshot) against the time of the write, and steps
+beside a write against steps without one. Seek: position 1e9 in an order of 1e9 rows. Start:
+``--help``, ``status``.
 """
 
 from __future__ import annotations
@@ -38,21 +38,44 @@ def config(root: str, width: int, steps: int, **sections: Any) -> Any:
     )
 
 
-def overhead(threads: int, steps: int = 200) -> dict[str, float]:
+def made_heavy(run: Any) -> None:
+    """Give the run a model whose forward and backward take about 100 ms on two cores."""
+    import torch
+    from torch import nn
+
+    class Heavy(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.work = inner, nn.Linear(1024, 1024, bias=False)
+
+        def forward(self, x):
+            y = torch.ones(1024, 1024)
+            for _ in range(3):
+                y = self.work(y) * 1e-3
+            return self.inner(x) + 0 * y.sum()
+
+    run.task.model = Heavy(run.task.model)
+    run.state.optimizer = torch.optim.AdamW(run.task.model.parameters(), fused=True)
+
+
+def overhead(threads: int, steps: int = 120) -> dict[str, float]:
     """Seconds a step spends outside forward, backward and optimizer, and the whole step's."""
     import torch
 
+    import headway.engine.steps as steps_module
     from headway.opening import opened
     from headway.run import Quiet, train
 
     torch.set_num_threads(threads)
     inside: list[float] = []
     outside: list[float] = []
+    whole: list[float] = []
 
     class Clock(Quiet):
         def step(self, step, plan, cost_usd) -> None:
             now = time.perf_counter()
             outside.append(now - self.at - sum(inside))
+            whole.append(now - self.at)
             inside.clear()
             self.at = now
 
@@ -70,18 +93,20 @@ def overhead(threads: int, steps: int = 200) -> dict[str, float]:
         clock = Clock()
         plain = {"every_minutes": None}
         with opened(config(folder, 8, steps, checkpoint=plain), show=clock) as run:
+            made_heavy(run)
             run.task.loss = timed(run.task.loss)
             torch.Tensor.backward = timed(torch.Tensor.backward)
             run.state.optimizer.step = timed(run.state.optimizer.step)
+            steps_module.clip = timed(steps_module.clip)  # counted with the optimizer
             clock.at = time.perf_counter()
             train(run)
-    return {"overhead_ms": 1e3 * statistics.median(outside[20:])}
+    ours, step = statistics.median(outside[20:]), statistics.median(whole[20:])
+    return {"step_ms": 1e3 * step, "overhead_ms": 1e3 * ours, "overhead_share": ours / step}
 
 
 def saving(threads: int, megabytes: int = 600) -> dict[str, float]:
     """A run whose checkpoint is large: stall, write, and the step beside a write."""
     import torch
-    from torch import nn
 
     from headway.journal import read_events
     from headway.opening import opened
@@ -99,27 +124,13 @@ def saving(threads: int, megabytes: int = 600) -> dict[str, float]:
             self.writing = writing
             self.at = time.perf_counter()
 
-    class Heavy(nn.Module):
-        """About 100 ms of matrix products in a step."""
-
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner, self.work = inner, nn.Linear(1536, 1536, bias=False)
-
-        def forward(self, x):
-            y = torch.ones(1536, 1536)
-            for _ in range(2):
-                y = self.work(y) * 1e-3
-            return self.inner(x) + 0 * y.sum()
-
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DISK")) as folder:
         clock = Clock()
         clock.writing = False
         values = {"buffer_values": megabytes * 250_000}
         tree = config(folder, 8, 400, checkpoint={"every_steps": 130, "keep_last": 1}, task=values)
         with opened(tree, show=clock) as run:
-            run.task.model = Heavy(run.task.model)
-            run.state.optimizer = torch.optim.AdamW(run.task.model.parameters(), fused=True)
+            made_heavy(run)
             clock.at = time.perf_counter()
             train(run)
         saves = read_events(Path(folder) / "bench" / "journal.jsonl", {"save"})
