@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import assert_same_state, final_state, toy_config
 
 import headway.engine.steps as steps_module
 from headway.api import train, train_run
@@ -22,6 +21,7 @@ from headway.journal import read, read_events, timeline
 from headway.opening import opened
 from headway.records import Evaluation, StepReport, StopReason
 from headway.run import Quiet, stale
+from toy import assert_same_state, final_state, toy_config
 
 EVALUATE = {"every_steps": 2, "worst_rows": 2}
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import context
 from toy_recipe import RECIPE, ToyConfig, ToyTask
 
 from headway.engine.evaluate import evaluate
@@ -17,6 +16,7 @@ from headway.engine.task import Microbatch
 from headway.engine.world import World
 from headway.errors import NonFiniteStep
 from headway.records import StepReport
+from toy import context
 
 WORLD = World(torch.device("cpu"))
 

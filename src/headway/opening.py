@@ -24,7 +24,7 @@ import torch
 from headway.checkpoint import CheckpointStore, Saver
 from headway.config import RunConfig, difference, find_recipe, fingerprint, identity, load_config
 from headway.cost import Meter, Price, process_age_seconds, spent
-from headway.engine.host_memory import keep_freed_memory
+from headway.engine.host_memory import use_one_heap
 from headway.engine.optim import make_optimizer, trainable
 from headway.engine.precision import make_deterministic
 from headway.engine.schedule import Schedule, steps_of
@@ -186,7 +186,7 @@ def cache_folder() -> Path:
 
 def prepare_torch(config: RunConfig) -> None:
     """Threads, memory, kernels, and the seed that initial weights are drawn with."""
-    keep_freed_memory()
+    use_one_heap()
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
     make_deterministic(config.hardware.deterministic)

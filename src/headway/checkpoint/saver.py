@@ -19,8 +19,8 @@ Source = Data | Callable[[], Iterable[Data]]
 """A file's content: its bytes, or what yields them when the writer gets to it."""
 
 NICE = 19
-"""At nice 19 Linux gives the writer what training leaves over (weight 15 of 1024): with both cores busy
-a step beside a write of 628 MB took 3 % longer, at nice 10 it took 15 % longer."""
+"""At nice 19 Linux gives the writer what training leaves over (weight 15 of 1024): with both cores
+busy a step beside a write of 628 MB took 3 % longer, at nice 10 it took 15 % longer."""
 
 
 class Saver:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headway.models.backbone import Backbone, shape_logits
 
-CHUNK_BYTES = 96 * 2**20
+CHUNK_BYTES = 24 * 2**20
 """Of one fp32 chunk of logits on CPU; a GPU gets four times that."""
 
 

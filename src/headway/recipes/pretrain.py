@@ -29,6 +29,7 @@ from headway.errors import ConfigError, DataError
 from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import backbone, prove_backbone
 from headway.models.lora_linear import fuse_gelu
+from headway.models.rms_norm import fuse_rms_norm
 from headway.recipes.export import export_model
 from headway.recipes.generate import generate
 from headway.recipes.text import NoRows, TextTask, TokenRow, TokenRows, count
@@ -145,6 +146,7 @@ class PretrainRecipe:
         model.to(torch.device(context.device))
         prove_backbone(model)
         fuse_gelu(model)
+        fuse_rms_norm(model)
         isolate(model)
         if context.activation_checkpointing:
             checkpoint_activations(model)

@@ -32,6 +32,7 @@ from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import prove_backbone
 from headway.models.hub import load_causal_lm, load_tokenizer, weights_identity
 from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
+from headway.models.rms_norm import fuse_rms_norm
 from headway.models.tuning import Lora, Tuning, adapt, adapted_modules, add_tokens
 from headway.recipes.export import export_model
 from headway.recipes.generate import generate
@@ -162,6 +163,7 @@ def load_model(
         store_frozen_in_bf16(model)
     fuse_lora(model)
     fuse_swiglu(model)
+    fuse_rms_norm(model)
     isolate(model)
     if context.activation_checkpointing:
         checkpoint_activations(model)
