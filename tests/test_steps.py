@@ -1,7 +1,8 @@
-"""One step: sums that add however the batch is split, and nothing that depends on what ran before."""
+"""One step: sums that add however the batch is split; nothing depends on what ran before."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -152,6 +153,6 @@ def test_a_schedule_warms_up_peaks_and_ends_in_optimizer_steps(shape: str) -> No
     rates = [schedule.at(step) for step in range(101)]
     assert 0 < rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
     assert rates[100] == pytest.approx(1.0 if shape == "constant" else 0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     if shape == "wsd":
         assert rates[80] == 1.0 and rates[81] < 1.0
