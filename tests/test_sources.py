@@ -152,7 +152,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n
         ("a.jsonl", POINTER, "Git-LFS pointer.*git lfs pull"),
         ("a.parquet", POINTER, "Git-LFS pointer"),
         ("a.parquet", b"PAR1 no", "not readable as Parquet"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-9], "cannot be read to its end"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-9],
+            "cannot be read to its end",
+        ),
         ("a.jsonl", b"", "no records"),
         ("a.csv", b"q,a\n", "no records"),
         ("a.bin", b"x", "does not say which format"),
