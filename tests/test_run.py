@@ -17,10 +17,11 @@ from headway.api import train, train_run
 from headway.checkpoint import CheckpointStore
 from headway.config import RunConfig
 from headway.errors import CheckpointError, ConfigError, NonFiniteStep, RunLocked
+from headway.evals import stale
 from headway.journal import read, read_events, timeline
 from headway.opening import opened
 from headway.records import Evaluation, StepReport, StopReason
-from headway.run import Quiet, stale
+from headway.run import Quiet
 from toy import assert_same_state, final_state, toy_config
 
 EVALUATE = {"every_steps": 2, "worst_rows": 2}
@@ -178,7 +179,7 @@ def test_going_back_to_a_step_gives_the_same_end(tmp_path: Path, whole: dict[str
     train(config)
     train_run(config, from_step=2)
     assert_same_state(final_state(tmp_path / "run"), whole)
-    with pytest.raises(ConfigError, match="no good checkpoint at step 9"):
+    with pytest.raises(ConfigError, match="no checkpoint at step 9"):
         train_run(config, from_step=9)
 
 

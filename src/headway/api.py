@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,11 @@ class TrainedRun:
         if to.exists() and any(to.iterdir()):
             raise ConfigError(f"--to {to}: the folder is not empty; give another one")
         to.mkdir(parents=True, exist_ok=True)
-        return self.recipe.export(self.task, self.config.task, to, format)
+        try:
+            return self.recipe.export(self.task, self.config.task, to, format)
+        except BaseException:
+            shutil.rmtree(to)  # an export that could not be proved must not be taken for one
+            raise
 
 
 def load_run(
@@ -106,9 +111,11 @@ def load_run(
     world = World(choose_device(config.hardware.device))
     recipe = find_recipe(config.recipe)
     task = recipe.build(config.task, build_context(config, world, data=data))
-    if data:
-        then = checkpoint.manifest.facts.get("identities", {})
-        same_identities(then, task.facts().get("identities", {}), checkpoint.step)
+    then = dict(checkpoint.manifest.facts.get("identities", {}))
+    now = task.facts().get("identities", {})
+    if not data:
+        then = {key: value for key, value in then.items() if key in now}  # no rows were read
+    same_identities(then, now, checkpoint.step)
     load_model(task, checkpoint.path / "model")
     task.model.eval()
     return TrainedRun(config, folder, recipe, task, checkpoint, world)

@@ -1,4 +1,4 @@
-"""Evaluations on disk: ``evals/step-…/metrics.json`` and ``worst.jsonl``, one row a line.
+"""Evaluations: on disk (``evals/step-…/metrics.json``, ``worst.jsonl``), and what they decide.
 
 *Promises.* What the journal leaves out of an evaluation to stay small is here in full.
 
@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from headway.errors import NonFiniteStep
 from headway.records import Evaluation
 
 LONG = ("tokens",)
@@ -52,3 +54,24 @@ def whole(run: Path, event: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**event, "worst": [json.loads(line) for line in lines]}
     except (OSError, ValueError):
         return event
+
+
+def refuse_no_number(evaluation: Evaluation) -> None:
+    """Raise NonFiniteStep when the held-out loss is NaN or infinite; name the rows."""
+    if not math.isfinite(evaluation.metrics["loss"]):
+        rows = [row.row for row in evaluation.worst if not math.isfinite(row.loss)]
+        raise NonFiniteStep(
+            f"the held-out loss at step {evaluation.step} is {evaluation.metrics['loss']} "
+            f"(rows {rows}); look at these rows (headway data show), or lower train.learning_rate"
+        )
+
+
+def stale(losses: Sequence[float], patience: int, min_delta: float) -> bool:
+    """Whether the last ``patience`` losses brought no improvement of at least ``min_delta``."""
+    best, since = math.inf, 0
+    for loss in losses:
+        if loss < best - min_delta:
+            best, since = loss, 0
+        else:
+            since += 1
+    return since >= patience

@@ -11,6 +11,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def opened(
         prepare_torch(config)
         recipe = find_recipe(config.recipe)
         task = recipe.build(config.task, build_context(config, world))
+        refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
         facts = {
@@ -112,15 +114,28 @@ def run_folder(config: RunConfig) -> Path:
 def claimed(folder: Path, config: RunConfig, fresh: bool) -> Iterator[None]:
     """The folder, locked, with the resolved config in it; a run of another config is refused."""
     folder.mkdir(parents=True, exist_ok=True)
-    if fresh and (folder / JOURNAL_FILE).exists():
+    aside = None
+    if fresh and begun(folder):
         with RunLock(folder / LOCK_FILE):
-            folder.rename(unused_name(folder))
-    with RunLock(folder / LOCK_FILE):
-        path = folder / CONFIG_FILE
-        if path.exists() and (folder / JOURNAL_FILE).exists():
-            same_identity(folder, load_config(path), config)
-        config.save(path)
-        yield
+            aside = folder.rename(unused_name(folder))
+            folder.mkdir()
+    try:
+        with RunLock(folder / LOCK_FILE):
+            path = folder / CONFIG_FILE
+            if path.exists() and begun(folder):
+                same_identity(folder, load_config(path), config)
+            config.save(path)
+            yield
+    except BaseException:
+        if aside and not begun(folder):  # the new run could not begin: the old one stays in place
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        raise
+
+
+def begun(folder: Path) -> bool:
+    """Whether an attempt of this run ever opened, data, model and all."""
+    return bool(read_events(folder / JOURNAL_FILE, {"plan"}))
 
 
 def unused_name(folder: Path) -> Path:
@@ -152,6 +167,15 @@ def started_meter(config: RunConfig, folder: Path) -> Meter | None:
     )
     before = spent(read_events(folder / JOURNAL_FILE, {"step", "stop"}))
     return Meter(price, before, process_age_seconds())
+
+
+def refuse_nothing_held_out(config: RunConfig, task: Task) -> None:
+    """An evaluation needs rows; better said now than at the first one."""
+    if config.evaluate and not any(m.rows for m in task.held_out()):
+        raise ConfigError(
+            "evaluate: there are no held-out rows to measure; give task.data.eval (or "
+            "eval_fraction, for pretrain eval_tail), or leave out evaluate"
+        )
 
 
 def build_context(config: RunConfig, world: World, *, data: bool = True) -> BuildContext:
@@ -200,7 +224,7 @@ def make_plan(config: RunConfig, task: Task) -> Plan:
     if horizon.steps:
         num_steps = horizon.steps
     elif horizon.epochs:
-        num_steps = max(1, -(-int(horizon.epochs * task.rows_per_epoch) // rows))
+        num_steps = max(1, -(-round(horizon.epochs * task.rows_per_epoch) // rows))
     else:
         tokens_per_step = rows * task.tokens_per_epoch / task.rows_per_epoch
         num_steps = max(1, round((horizon.tokens or 0) / tokens_per_step))
@@ -240,6 +264,9 @@ def restore_newest(
     found: list[str] = []
     step = -1
     if world.leads:
+        steps = [c.step for c in store.checkpoints()]
+        if at is not None and at not in steps:
+            raise ConfigError(f"--from: there is no checkpoint at step {at}; there are {steps}")
         checkpoint, found = store.newest_good(at)
         step = checkpoint.step if checkpoint else -1
         saves = read_events(store.root / JOURNAL_FILE, {"save"})
@@ -250,10 +277,7 @@ def restore_newest(
                 "Not starting over by itself: restore a copy, or start again with --fresh"
             )
         if at is not None and step != at:
-            steps = [c.step for c in store.checkpoints()]
-            raise ConfigError(
-                f"--from: there is no good checkpoint at step {at}; there are {steps}"
-            )
+            raise CheckpointError(f"--from: the checkpoint at step {at} is damaged: {found}")
         if at is not None:
             store.supersede(at)
     step = world.agree(step)[0]

@@ -22,7 +22,7 @@ from headway.engine.steps import Plan, train_steps
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World
 from headway.errors import CheckpointError, StorageFull
-from headway.evals import brief, write
+from headway.evals import brief, refuse_no_number, stale, write
 from headway.journal import Journal
 from headway.records import Evaluation, StepReport, StopReason
 from headway.signals import Signals
@@ -30,16 +30,16 @@ from headway.signals import Signals
 
 def train(run: Run) -> StopReason:
     """Start or continue the run; returns why it stopped. Calling it again continues it."""
-    stop = run.measure_if_due() or run.nothing_left()
+    stop = run.spent() or run.measure_if_due() or run.nothing_left()
     if stop:
         return run.ended(stop)
     for report in train_steps(run.task, run.state, run.plan, run.world):
         run.record(report)  # what it did, and what the run has cost by now
         stop, save_due = run.judge(report)  # signal, budget, horizon; the same answer on every rank
         if stop or save_due:
-            run.save(report)  # a snapshot now; written and committed beside the next steps
+            run.save(report, stop)  # a snapshot now; written and committed beside the next steps
         stop = run.measure_if_due(stop) or stop  # held-out rows; early stopping
-        run.settle(wait=stop is not None)  # what was committed is announced; old ones are pruned
+        run.settle(stop)  # what was committed is announced; old ones are pruned
         if stop:
             break  # always after a save, never inside a step
     return run.ended(stop or StopReason.FINISHED)
@@ -98,6 +98,8 @@ class Run:
     snapshot: Snapshot = field(default_factory=Snapshot)
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
+    evaluation_seconds: float = 0.0
+    """How long the last evaluation took."""
     scores: dict[int, float] = field(default_factory=dict)
     """Step -> held-out loss, for keeping the best."""
 
@@ -135,22 +137,25 @@ class Run:
         return None, bool(save_due)
 
     def over_budget(self, step_seconds: float = 0.0) -> bool:
-        """Whether one more step and the final save could cost more than the budget allows."""
+        """Whether one more step, an evaluation and the final save could exceed the budget."""
         section = self.config.cost
         if section is None or section.budget_usd is None or self.meter is None:
             return False
-        reserve_usd = self.meter.usd_for(2 * (self.saver.seconds or 0.0) + 2 * step_seconds)
+        reserve_seconds = 2 * (self.saver.seconds or 0.0) + 2 * step_seconds
+        reserve_usd = self.meter.usd_for(reserve_seconds + self.evaluation_seconds)
         return self.meter.cost_usd + reserve_usd >= section.budget_usd
 
+    def spent(self) -> StopReason | None:
+        """BUDGET when nothing more can be afforded."""
+        return StopReason.BUDGET if self.world.agree(int(self.over_budget()))[0] else None
+
     def nothing_left(self) -> StopReason | None:
-        """The reason not to take a single step, if there is one."""
-        if self.state.step >= self.plan.num_steps:
-            return StopReason.FINISHED
-        return StopReason.BUDGET if self.over_budget() else None
+        """FINISHED when no step is left."""
+        return StopReason.FINISHED if self.state.step >= self.plan.num_steps else None
 
     # ------------------------------------------------------------- save
 
-    def save(self, report: StepReport) -> None:
+    def save(self, report: StepReport, stop: StopReason | None) -> None:
         """Copy the state aside and have it written; only the copy stalls training."""
         if self.saved_step == report.step or self.journal is None:
             self.saved_step, self.saved_at = report.step, time.monotonic()
@@ -161,7 +166,8 @@ class Run:
                 f"step {report.step}: {broken[:3]} hold NaN or infinity, so no checkpoint was "
                 "made; the newest good one is untouched. Lower train.learning_rate"
             )
-        self.settle(wait=True)  # one save at a time: the snapshot's buffers are in use until then
+        self.saver.wait()  # one save at a time: the snapshot's buffers are in use until then
+        self.settle(None)
         started = time.perf_counter()
         self.snapshot.take(self.state)
         stall_seconds = time.perf_counter() - started
@@ -173,17 +179,20 @@ class Run:
                 self.snapshot.size_bytes,
             )
         except StorageFull as error:
-            self.could_not_save(report.step, error)
+            self.could_not_save(report.step, error, stop)
         self.saved_step, self.saved_at = report.step, time.monotonic()
 
-    def settle(self, wait: bool) -> None:
-        """Announce what was committed since, then delete what retention does not keep."""
+    def settle(self, stop: StopReason | None) -> None:
+        """Announce what was committed since, then delete what retention does not keep.
+
+        An attempt that stops waits here for its last save.
+        """
         if self.journal is None:
             return
         try:
-            committed = self.saver.collect(wait=wait)
+            committed = self.saver.collect(wait=stop is not None)
         except StorageFull as error:
-            self.could_not_save(self.saved_step, error)
+            self.could_not_save(self.saved_step, error, stop)
             return
         for checkpoint in committed:
             self.announce(checkpoint, self.journal)
@@ -210,12 +219,12 @@ class Run:
         journal.flush()
         self.show.say(f"saved {checkpoint.path.name} ({checkpoint.bytes / 1e6:.1f} MB)")
 
-    def could_not_save(self, step: int, error: StorageFull) -> None:
+    def could_not_save(self, step: int, error: StorageFull, stop: StopReason | None) -> None:
         """A full disk costs this save and nothing else; the last save of an attempt must work."""
         if self.journal:
             self.journal.append("save_skipped", step=step, why=str(error))
         self.show.say(f"NOT SAVED at step {step}: {error}")
-        if self.signals.received or step >= self.plan.num_steps:
+        if stop is not None:
             raise error
 
     def facts_at(self, report: StepReport) -> dict[str, Any]:
@@ -260,6 +269,8 @@ class Run:
             )
             if found is None:
                 return StopReason.SIGNAL
+            self.evaluation_seconds = found.seconds
+            refuse_no_number(found)
             self.state.evaluations.append((step, found.metrics["loss"]))
             self.scores[step] = found.metrics["loss"]
             if self.journal:
@@ -299,7 +310,7 @@ class Run:
     def ended(self, stop: StopReason) -> StopReason:
         """Write why this attempt ended."""
         if self.journal:
-            self.settle(wait=True)
+            self.settle(stop)
             facts = {"step": self.state.step, "cost_usd": self.cost_usd}
             self.journal.append("stop", reason=stop.value, **facts)
             self.journal.flush()
@@ -314,14 +325,3 @@ def is_due(step: int, every_steps: int | None) -> bool:
 def leaves_time(stop: StopReason | None) -> bool:
     """Whether an attempt that stops for this reason may still spend time on measuring."""
     return stop in (None, StopReason.FINISHED)
-
-
-def stale(losses: Sequence[float], patience: int, min_delta: float) -> bool:
-    """Whether the last ``patience`` losses brought no improvement of at least ``min_delta``."""
-    best, since = math.inf, 0
-    for loss in losses:
-        if loss < best - min_delta:
-            best, since = loss, 0
-        else:
-            since += 1
-    return since >= patience

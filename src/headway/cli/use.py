@@ -52,6 +52,8 @@ def predict(
     from headway.data.sources import read_records
     from headway.errors import ConfigError
 
+    if file and not file.is_file():
+        raise ConfigError(f"--file {file}: there is no such file")
     requests = [{"prompt": text} for text in prompt or ()]
     requests += [dict(record.data) for record in read_records(str(file))] if file else []
     if not requests:

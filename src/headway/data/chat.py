@@ -143,7 +143,9 @@ def recognise(record: Record) -> Row:
         return Row("messages", where, _messages(data["messages"], where, "role", "content"))
     if data.get("conversations") is not None:
         turns = data["conversations"]
-        sharegpt = isinstance(turns, list) and turns and "from" in turns[0]
+        sharegpt = isinstance(turns, list) and any(
+            "from" in t for t in turns if isinstance(t, dict)
+        )
         keys = ("from", "value") if sharegpt else ("role", "content")
         return Row("conversations", where, _messages(turns, where, *keys))
     for kind, asked, answered in _PAIRS:

@@ -47,7 +47,7 @@ def prepare(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int, cache
     settings = _settings(data, tokenizer, max_tokens, seed)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / f"rows-{key[:24]}"
-    splits = _opened(folder)
+    splits = _opened(folder, verify=True)
     if splits is None:
         _build(folder, data, tokenizer, max_tokens, seed)
         splits = _opened(folder)
@@ -92,12 +92,12 @@ def _settings(data: TextData, tokenizer: Any, max_tokens: int, seed: int) -> dic
     }
 
 
-def _opened(folder: Path) -> Splits | None:
+def _opened(folder: Path, *, verify: bool = False) -> Splits | None:
     """The rows in a finished folder; None when there is none, or it is damaged."""
     try:
         tree = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        held_out = Prepared(folder / "held-out")
-        train = Prepared(folder / "train")
+        held_out = Prepared(folder / "held-out", verify=verify)
+        train = Prepared(folder / "train", verify=verify)
         return Splits(train, held_out if len(held_out) else None, DataReport.from_tree(tree))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -118,7 +118,7 @@ def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: 
             writer.finish()
         report = json.dumps(tallies.report().tree(), indent=1)
         (partial / "report.json").write_text(report, encoding="utf-8")
-        if _opened(folder) is None:
+        if _opened(folder, verify=True) is None:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
     except FileExistsError:

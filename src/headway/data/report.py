@@ -106,6 +106,7 @@ def refuse_beyond(
             raise DataError(
                 f"no {split} row is left of {read}: {'; '.join(reasons) or 'nothing was read'}. "
                 + _first(tallies, reasons)
+                + " `headway data lint` shows each; is task.max_tokens too small for the prompts?"
             )
         for count, limit, name, what, keys in (
             (sum(t.truncated for t in tallies), max_truncated, "max_truncated", "cut at max_tokens",

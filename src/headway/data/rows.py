@@ -111,7 +111,9 @@ class Prepared:
         self._starts = np.concatenate([np.zeros(1, np.int64), arrays["ends"]])
         self.lengths: NDArray[np.int64] = np.diff(self._starts)
         self.weights: NDArray[np.int64] = np.array(arrays["weights"])
-        self.sizes: tuple[int, ...] = tuple(np.bincount(arrays["sources"]).tolist())
+        self.sizes: tuple[int, ...] = tuple(
+            np.bincount(arrays["sources"], minlength=body.get("source_count", 0)).tolist()
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)

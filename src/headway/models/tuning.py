@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,7 +75,10 @@ def adapt(model: PreTrainedModel, tuning: Full | Lora, new_tokens: Sequence[int]
         **options,
     )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 by a name that 6 will drop.
+            warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"task.tuning.target_modules: {targets}: {error}") from error
     for parameter in adapted.parameters():

@@ -163,6 +163,7 @@ class PretrainRecipe:
             tokens_per_epoch=0,
             context=context,
             base_model=f"{config.model.family} {total / 1e6:.3g}M",
+            described={"identities": {"tokenizer": identity(tokenizer)[:16]}},
         )
         return with_streams(task, config, context) if context.data else task
 
@@ -298,10 +299,7 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
             "data": lines,
             "samples": config.samples,
             "sample_tokens": config.sample_tokens,
-            "identities": {
-                "data": train.identity[:16],
-                "tokenizer": identity(task.tokenizer)[:16],
-            },
+            "identities": {**task.described["identities"], "data": train.identity[:16]},
         },
     )
 

@@ -158,6 +158,10 @@ def load_model(
         "model": f"{config.base_model} ({config.tuning.kind})",
         "parameters": sum(count(p) for p in model.parameters()),
         "adapted": adapted_modules(model),
+        "identities": {
+            "tokenizer": identity(tokenizer)[:16],
+            "base_model": weights_identity(config.base_model, config.revision, context.cache),
+        },
     }
     if context.precision == "bf16" and config.tuning.kind != "full":
         store_frozen_in_bf16(model)
@@ -215,9 +219,8 @@ def with_rows(
             **task.described,
             "data": data_lines(splits, mixture, config),
             "identities": {
+                **task.described["identities"],
                 "data": splits.train.sha256[:16],
-                "tokenizer": identity(tokenizer)[:16],
-                "base_model": weights_identity(config.base_model, config.revision, context.cache),
             },
         },
     )
