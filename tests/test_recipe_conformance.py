@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from cases import CASES, tree_of
 from headway.api import load_run, train
 from headway.config import RunConfig, known_recipes
 from headway.engine.task import Microbatch, Task
-from headway.errors import ConfigError
+from headway.errors import CheckpointError, ConfigError
 from headway.opening import opened
 from headway.records import StepReport
 from headway.run import Quiet
@@ -231,3 +232,35 @@ def text_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor
         "print(json.dumps(out.tolist()))"
     )
     return program, expected
+
+
+def test_a_run_is_never_used_over_another_base_model(tmp_path: Path) -> None:
+    """Without this an adapter over changed weights would answer, wrongly and silently."""
+    config = config_of("sft-lora", tmp_path)
+    train(config)
+    load_run(tmp_path / "runs/run")
+    from tiny import tiny_llama
+
+    vocabulary = AutoModelForCausalLM.from_pretrained(config.task.base_model).config.vocab_size
+    tiny_llama(vocabulary, seed=9).save_pretrained(config.task.base_model)
+    with pytest.raises(CheckpointError, match="base_model"):
+        load_run(tmp_path / "runs/run")
+
+
+def test_an_export_that_fails_leaves_nothing_that_looks_like_one(tmp_path: Path) -> None:
+    train(config_of("toy", tmp_path))
+    with pytest.raises(ConfigError, match="not gguf"):
+        load_run(tmp_path / "runs/run").export(tmp_path / "out", "gguf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cached_rows_that_changed_on_disk_are_made_again(tmp_path: Path) -> None:
+    config = config_of("sft-lora", tmp_path)
+    before = task_of("sft-lora", tmp_path).batch_at(0)
+    (ids,) = (tmp_path / "cache").glob("rows-*/train/ids.bin")
+    data = bytearray(ids.read_bytes())
+    data[0] ^= 1
+    ids.write_bytes(data)
+    after = task_of("sft-lora", tmp_path).batch_at(0)
+    assert config.recipe == "sft"
+    assert all(same(one, other) for one, other in zip(before, after, strict=True))

@@ -16,7 +16,14 @@ import headway.engine.steps as steps_module
 from headway.api import train, train_run
 from headway.checkpoint import CheckpointStore
 from headway.config import RunConfig
-from headway.errors import CheckpointError, ConfigError, NonFiniteStep, RunLocked
+from headway.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteStep,
+    RunLocked,
+    StorageFull,
+)
 from headway.evals import stale
 from headway.journal import read, read_events, timeline
 from headway.opening import opened
@@ -355,3 +362,57 @@ def test_evaluation_shows_n_and_baseline(tmp_path: Path) -> None:
     assert [e.step for e in seen] == [0, 2, 4, 6]
     assert all(e.rows == 6 and e.weight > 6 and "loss/zero" in e.baselines for e in seen)
     assert torch.isfinite(torch.tensor([e.metrics["absolute"] for e in seen])).all()
+
+
+def test_a_stop_whose_last_save_fails_is_an_error_and_not_a_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = type("Usage", (), {"free": 0})
+    monkeypatch.setattr("headway.checkpoint.store.shutil.disk_usage", lambda path: full)
+    patience = {**EVALUATE, "early_stop": {"patience": 1, "min_delta": 9.0}}
+    with pytest.raises(StorageFull) as caught:
+        train(toy_config(tmp_path, evaluate=patience, checkpoint={"every_steps": None}))
+    assert caught.value.exit_code == 77
+
+
+def test_fresh_gives_the_old_run_back_when_the_new_one_cannot_begin(tmp_path: Path) -> None:
+    train(toy_config(tmp_path))
+    before = final_state(tmp_path / "run")
+    with pytest.raises(DataError):
+        train(toy_config(tmp_path, task={"rows": 0}), fresh=True)
+    assert_same_state(final_state(tmp_path / "run"), before)
+    assert train(toy_config(tmp_path)) is StopReason.FINISHED
+    assert not (tmp_path / "run.replaced-1").exists()
+
+
+def test_a_run_that_never_began_may_be_corrected(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        train(toy_config(tmp_path, task={"rows": 0}))
+    assert train(toy_config(tmp_path)) is StopReason.FINISHED
+
+
+def test_an_evaluation_without_rows_is_refused_before_step_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toy_recipe import ToyTask
+
+    monkeypatch.setattr(ToyTask, "held_out", lambda self: iter(()))
+    with pytest.raises(ConfigError, match="no held-out rows"):
+        train(toy_config(tmp_path, evaluate={**EVALUATE, "at_start": False}))
+
+
+def test_a_held_out_loss_that_is_no_number_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toy_recipe import ToyTask
+
+    original = ToyTask.held_out
+
+    def broken(task: ToyTask) -> Iterator[Any]:
+        for microbatch in original(task):
+            microbatch.inputs["x"][:] = float("nan")  # type: ignore[index]
+            yield microbatch
+
+    monkeypatch.setattr(ToyTask, "held_out", broken)
+    with pytest.raises(NonFiniteStep, match="held-out loss at step 0 is nan"):
+        train(toy_config(tmp_path, evaluate=EVALUATE))

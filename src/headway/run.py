@@ -37,7 +37,7 @@ def train(run: Run) -> StopReason:
         run.record(report)  # what it did, and what the run has cost by now
         stop, save_due = run.judge(report)  # signal, budget, horizon; the same answer on every rank
         if stop or save_due:
-            run.save(report, stop)  # a snapshot now; written and committed beside the next steps
+            run.save(report)  # a snapshot now; written and committed beside the next steps
         stop = run.measure_if_due(stop) or stop  # held-out rows; early stopping
         run.settle(stop)  # what was committed is announced; old ones are pruned
         if stop:
@@ -98,6 +98,8 @@ class Run:
     snapshot: Snapshot = field(default_factory=Snapshot)
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
+    unsaved: StorageFull | None = None
+    """Why the newest save was not made, until one is."""
     evaluation_seconds: float = 0.0
     """How long the last evaluation took."""
     scores: dict[int, float] = field(default_factory=dict)
@@ -155,7 +157,7 @@ class Run:
 
     # ------------------------------------------------------------- save
 
-    def save(self, report: StepReport, stop: StopReason | None) -> None:
+    def save(self, report: StepReport) -> None:
         """Copy the state aside and have it written; only the copy stalls training."""
         if self.saved_step == report.step or self.journal is None:
             self.saved_step, self.saved_at = report.step, time.monotonic()
@@ -179,7 +181,7 @@ class Run:
                 self.snapshot.size_bytes,
             )
         except StorageFull as error:
-            self.could_not_save(report.step, error, stop)
+            self.could_not_save(report.step, error)
         self.saved_step, self.saved_at = report.step, time.monotonic()
 
     def settle(self, stop: StopReason | None) -> None:
@@ -192,7 +194,7 @@ class Run:
         try:
             committed = self.saver.collect(wait=stop is not None)
         except StorageFull as error:
-            self.could_not_save(self.saved_step, error, stop)
+            self.could_not_save(self.saved_step, error)
             return
         for checkpoint in committed:
             self.announce(checkpoint, self.journal)
@@ -209,6 +211,7 @@ class Run:
 
     def announce(self, checkpoint: Checkpoint, journal: Journal) -> None:
         """Write to the journal that a checkpoint exists from now on."""
+        self.unsaved = None
         journal.append(
             "save",
             step=checkpoint.step,
@@ -219,13 +222,12 @@ class Run:
         journal.flush()
         self.show.say(f"saved {checkpoint.path.name} ({checkpoint.bytes / 1e6:.1f} MB)")
 
-    def could_not_save(self, step: int, error: StorageFull, stop: StopReason | None) -> None:
-        """A full disk costs this save and nothing else; the last save of an attempt must work."""
+    def could_not_save(self, step: int, error: StorageFull) -> None:
+        """A full disk costs this save and nothing else, unless it was the attempt's last."""
         if self.journal:
             self.journal.append("save_skipped", step=step, why=str(error))
         self.show.say(f"NOT SAVED at step {step}: {error}")
-        if stop is not None:
-            raise error
+        self.unsaved = error
 
     def facts_at(self, report: StepReport) -> dict[str, Any]:
         """What a checkpoint's manifest says of the run at this step."""
@@ -308,9 +310,11 @@ class Run:
     # ------------------------------------------------------------- end
 
     def ended(self, stop: StopReason) -> StopReason:
-        """Write why this attempt ended."""
+        """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
         if self.journal:
             self.settle(stop)
+            if self.unsaved:
+                raise self.unsaved
             facts = {"step": self.state.step, "cost_usd": self.cost_usd}
             self.journal.append("stop", reason=stop.value, **facts)
             self.journal.flush()
