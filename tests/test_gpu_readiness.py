@@ -52,6 +52,7 @@ def test_with_warnings_only_it_would_run_and_flash_attention_too(kernels_as_befo
 def test_not_deterministic_lets_every_kernel_run(kernels_as_before: None) -> None:
     make_deterministic(False)
     unrepeatable()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_host_keeps_no_bounds_tensor() -> None:

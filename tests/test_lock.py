@@ -92,8 +92,8 @@ def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path):
             child.process.kill()
             child.process.wait()
             os.kill(worker, 0)  # alive
-            with RunLock(path):
-                pass
+            with RunLock(path) as taken:
+                assert taken.path == path
         finally:
             os.kill(worker, signal.SIGKILL)
 
