@@ -40,6 +40,12 @@ class StorageFull(HeadwayError):
     exit_code = 77
 
 
+class RemoteError(HeadwayError):
+    """The bucket refused, lied, or did not answer; what is on this disk is untouched."""
+
+    exit_code = 69
+
+
 class RunLocked(HeadwayError):
     """Another process is writing this run."""
 
