@@ -14,7 +14,7 @@ GROUND = {"errors", "records"}
 ROOMS = {"checkpoint", "journal", "lock", "cost", "signals", "report", "config", "evals"}
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
-RUN = {"run", "opening", "summary", "api", "demo"}
+RUN = {"run", "opening", "claim", "machine", "summary", "api", "demo"}
 VIEWERS = {"viewing"}
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -133,6 +133,25 @@ def test_reading_the_lock_naively_would_drop_it(tmp_path):
         assert not refused_elsewhere(path)
 
 
+def test_a_run_moved_away_while_its_lock_was_being_taken_is_not_the_one_locked(
+    tmp_path, monkeypatch
+):
+    """``--fresh`` renames a run's folder: a lock on what was moved would protect nothing."""
+    folder, real = tmp_path / "run", fcntl.lockf
+    moved = []
+
+    def moves_first(fd, how):
+        if not moved:
+            moved.append(folder.rename(tmp_path / "run.replaced-1"))
+            folder.mkdir()
+        real(fd, how)
+
+    folder.mkdir()
+    monkeypatch.setattr(fcntl, "lockf", moves_first)
+    with RunLock(folder / "lock"):
+        assert moved and holder(folder / "lock").pid == os.getpid()
+
+
 def test_after_the_run_nobody_holds_it(tmp_path):
     path = tmp_path / "deep" / "lock"
     assert holder(path) is None

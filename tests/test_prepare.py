@@ -221,6 +221,14 @@ def test_data_without_one_usable_row_is_refused_whatever_the_limits(tmp_path):
         prepared(tmp_path, train=path, max_dropped=1.0)
 
 
+def test_a_source_without_a_usable_row_is_named_wherever_it_stands(tmp_path):
+    good = jsonl(tmp_path / "good.jsonl", questions(5))
+    empty = jsonl(tmp_path / "empty.jsonl", [{"question": "And?", "answer": ""}])
+    for train in ([good, empty], [empty, good], [good, empty, good]):
+        with pytest.raises(DataError, match=r"empty\.jsonl: none of its rows"):
+            prepared(tmp_path, train=train, max_dropped=1.0)
+
+
 def test_a_fraction_that_holds_out_nothing_is_refused(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", questions(3))
     with pytest.raises(DataError, match="holds out no row; raise it"):

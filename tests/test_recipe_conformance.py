@@ -21,7 +21,7 @@ from headway.errors import CheckpointError, ConfigError
 from headway.opening import opened
 from headway.records import StepReport
 from headway.run import Quiet
-from toy import assert_same_state, final_state
+from toy import Cut, CutAt, assert_same_state, final_state
 
 
 @pytest.fixture(autouse=True)
@@ -44,19 +44,6 @@ def config_of(case: str, folder: Path, **sections: dict[str, Any]) -> RunConfig:
 def task_of(case: str, folder: Path, **sections: dict[str, Any]) -> Task:
     with opened(config_of(case, folder, **sections)) as run:
         return run.task
-
-
-class Cut(Exception):
-    pass
-
-
-class CutAt(Quiet):
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
-        if report.step == self.at:
-            raise Cut
 
 
 def test_every_installed_recipe_has_a_case() -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import headway.engine.steps as steps_module
 from headway.api import train, train_run
 from headway.checkpoint import CheckpointStore
 from headway.config import RunConfig
+from headway.engine.state import restore
 from headway.errors import (
     CheckpointError,
     ConfigError,
@@ -27,26 +31,12 @@ from headway.errors import (
 from headway.evals import stale
 from headway.journal import read, read_events, timeline
 from headway.opening import opened
-from headway.records import Evaluation, StepReport, StopReason
+from headway.records import Evaluation, Finding, StepReport, StopReason
 from headway.run import Quiet
-from toy import assert_same_state, final_state, toy_config
+from headway.run import train as loop
+from toy import Cut, CutAt, assert_same_state, final_state, toy_config
 
 EVALUATE = {"every_steps": 2, "worst_rows": 2}
-
-
-class Cut(Exception):
-    """Stands for the process dying between two lines of the loop."""
-
-
-class CutAt(Quiet):
-    """Dies right after the journal has the step, before the save of that step."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
-        if report.step == self.at:
-            raise Cut
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +105,7 @@ def test_a_finished_run_does_nothing_when_started_again(tmp_path: Path) -> None:
     assert_same_state(final_state(tmp_path / "run"), before)
     journal = read(tmp_path / "run/journal.jsonl")
     again = [line["event"] for line in journal if line["attempt"] == 2]
-    assert again == ["attempt", "plan", "stop"]
+    assert again == ["opening", "attempt", "plan", "stop"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -230,6 +220,99 @@ def test_changed_training_data_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         train(toy_config(tmp_path))
 
 
+def test_an_attempt_that_fails_while_opening_is_billed_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toy_recipe import ToyRecipe
+
+    def broken(self: Any, config: Any, context: Any) -> Any:
+        raise DataError("rows.jsonl:7: not JSON")
+
+    config = toy_config(tmp_path, cost={"usd_per_hour": 3600.0})
+    with monkeypatch.context() as patch, pytest.raises(DataError):
+        patch.setattr(ToyRecipe, "build", broken)
+        train(config)
+    opening, stop = read(tmp_path / "run/journal.jsonl")
+    assert (opening["event"], stop["event"], stop["reason"]) == ("opening", "stop", "error")
+    assert stop["message"] == "rows.jsonl:7: not JSON" and stop["cost_usd"] > 0
+    train(config)
+    first = read_events(tmp_path / "run/journal.jsonl", {"step"})[0]
+    assert first["attempt"] == 2 and first["cost_usd"] > stop["cost_usd"]
+
+
+def test_what_the_recipe_finds_is_said_and_a_blocker_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toy_recipe import ToyRecipe
+
+    finding = Finding(level="warning", name="labels", what="no negatives", fix="add some")
+    monkeypatch.setattr(ToyRecipe, "checks", lambda self, config: [finding])
+    train(toy_config(tmp_path))
+    [warning] = read_events(tmp_path / "run/journal.jsonl", {"warning"})
+    assert warning["what"] == "labels: no negatives. add some"
+    finding = replace(finding, level="blocker")
+    with pytest.raises(ConfigError, match=r"labels: no negatives\. add some"):
+        train(toy_config(tmp_path / "other"))
+
+
+def test_a_change_of_mechanics_between_attempts_is_said(tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        train(toy_config(tmp_path), show=CutAt(3))
+    train(toy_config(tmp_path, hardware={"microbatch_size": 2}))
+    [warning] = read_events(tmp_path / "run/journal.jsonl", {"warning"})
+    assert warning["what"] == (
+        'changed since the last attempt: hardware.microbatch_size: "auto" -> 2'
+    )
+
+
+def test_held_out_losses_over_other_rows_are_not_mixed_in(tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        train(toy_config(tmp_path, evaluate={**EVALUATE, "max_rows": 8}), show=CutAt(3))
+    with pytest.raises(ConfigError, match=r"evaluate\.max_rows: 8 -> 4"):
+        train(toy_config(tmp_path, evaluate={**EVALUATE, "max_rows": 4}))
+
+
+def test_a_warm_start_takes_the_weights_and_nothing_else(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    train(toy_config(tmp_path / "first", evaluate=EVALUATE))
+    warm = {"run": {"warm_start": f"{tmp_path / 'first/run'}@6"}}
+    with opened(toy_config(tmp_path / "second", **warm)) as run:
+        assert run.state.step == 0 and not run.state.optimizer.state
+        taken = run.task.saved().tensors["model.safetensors"]
+        for name, tensor in taken.items():
+            assert torch.equal(tensor, whole[f"model.safetensors:{name}"])
+    train(toy_config(tmp_path / "second", **warm))
+    one = final_state(tmp_path / "second/run")
+    for cut in (2, 4):
+        with pytest.raises(Cut):
+            train(toy_config(tmp_path / "third", **warm), show=CutAt(cut))
+    shutil.rmtree(tmp_path / "first")  # needed to begin, not to go on
+    train(toy_config(tmp_path / "third", **warm))
+    assert_same_state(final_state(tmp_path / "third/run"), one)
+    with pytest.raises(ConfigError, match="first"):
+        train(toy_config(tmp_path / "fourth", **warm))
+
+
+def test_an_optimizer_state_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    with opened(toy_config(tmp_path)) as run:
+        loop(run)
+        checkpoint = run.store.checkpoints()[-1].path
+        moments = load_file(checkpoint / "optimizer.safetensors")
+        counters = json.loads((checkpoint / "state.json").read_text())
+        lost = next(name for name in moments if name.startswith("exp_avg_sq."))
+        (checkpoint / "optimizer.safetensors").unlink()
+        save_file(
+            {k: v for k, v in moments.items() if k != lost}, checkpoint / "optimizer.safetensors"
+        )
+        with pytest.raises(CheckpointError, match="not whole"):
+            restore(run.state, checkpoint)
+        counters["optimizer"]["nobody"] = {"step": 3}
+        (checkpoint / "state.json").write_text(json.dumps(counters))
+        with pytest.raises(CheckpointError, match="nobody"):
+            restore(run.state, checkpoint)
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     with opened(toy_config(tmp_path)), pytest.raises(RunLocked):
         train(toy_config(tmp_path))
@@ -277,8 +360,6 @@ def test_the_budget_stops_the_run_with_a_checkpoint_and_raising_it_goes_on(tmp_p
         def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
             if report.step == 3:
                 run.meter.spent_usd_before = 1e12  # type: ignore[union-attr]
-
-    from headway.run import train as loop
 
     with opened(
         toy_config(tmp_path, cost={"usd_per_hour": 1.0, "budget_usd": 1e11}), show=Spends()

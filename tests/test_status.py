@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import fake_run
 from headway.cli.status import status
+from headway.cli.use import shown
 from headway.errors import ConfigError
 from headway.report.glance import HEAD_BYTES, TAIL_BYTES, head_and_tail, tail_events
 from headway.report.summary import summarise
@@ -52,6 +53,19 @@ def test_status_lists_runs_by_last_activity_with_what_they_spent(tmp_path: Path)
     assert "dead" in lines[1] and "stopped (budget)" in lines[2] and "finished" in lines[3]
     assert "4/10" in lines[1] and "$0.25" in lines[1] and "180" in lines[1]
     assert lines[-1] == "3 runs, $1.75 spent"
+
+
+def test_status_shows_the_first_words_of_an_error(tmp_path: Path) -> None:
+    head: dict[str, Any] = {"at": "2026-01-01T00:00:00Z", "attempt": 1}
+    error = {"reason": "error", "message": "rows.jsonl:7: not JSON\nmend it " + "x" * 90}
+    events = [{"event": "opening", **head}, {"event": "stop", **head, **error}]
+    fake_run.write_journal(tmp_path / "failed", events)
+    assert "stopped: rows.jsonl:7: not JSON" in run_status(tmp_path).output
+    assert "mend it" not in run_status(tmp_path).output
+
+
+def test_predictions_cannot_steer_the_terminal() -> None:
+    assert shown("a\n\tb\x1b[2Jc\x07 é") == "a\n\tb\ufffd[2Jc\ufffd é"
 
 
 def test_status_as_json_is_for_programs(tmp_path: Path) -> None:

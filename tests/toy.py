@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from headway.config import RunConfig
 from headway.engine.task import BuildContext
+from headway.records import StepReport
+from headway.run import Quiet
 
 TREE: dict[str, Any] = {
     "recipe": "toy",
@@ -18,6 +20,21 @@ TREE: dict[str, Any] = {
     "hardware": {"device": "cpu", "precision": "fp32"},
     "checkpoint": {"every_steps": 1, "every_minutes": None, "keep_last": 50},
 }
+
+
+class Cut(Exception):
+    """Stands for the process dying between two lines of the loop."""
+
+
+class CutAt(Quiet):
+    """Dies right after the journal has the step, before the save of that step."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+        if report.step == self.at:
+            raise Cut
 
 
 def toy_config(root: Path, **sections: dict[str, Any]) -> RunConfig:

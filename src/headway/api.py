@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from headway.checkpoint import Checkpoint, verify
+from headway.claim import CONFIG_FILE
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
-from headway.opening import (
-    CONFIG_FILE,
-    build_context,
-    opened,
-    prepare_torch,
-    same_identities,
-)
+from headway.machine import prepare_torch
+from headway.opening import build_context, opened, same_identities
 from headway.records import Evaluation, StopReason
 from headway.run import Quiet, Show
 from headway.run import train as train_loop

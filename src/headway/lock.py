@@ -57,8 +57,8 @@ class RunLock:
         who = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not self._is_locked_in_place():
+                pass
         except OSError as error:
             if self._fd >= 0:
                 who = _written(self._fd)
@@ -78,6 +78,16 @@ class RunLock:
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)  # a reader then sees that nobody claims to hold it
         self._close()
+
+    def _is_locked_in_place(self) -> bool:
+        """Lock the file; False if it was moved away meanwhile (``--fresh``) and another is due."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._fd), self.path.stat()):
+                return True
+        self._close()
+        return False
 
     def _close(self) -> None:
         os.close(self._fd)

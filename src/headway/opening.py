@@ -7,11 +7,7 @@ the data, the base weights) is compared here, and a difference is refused in wor
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import itertools
 import os
-import platform
-import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -19,29 +15,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-from headway.checkpoint import CheckpointStore, Saver
-from headway.config import RunConfig, difference, find_recipe, fingerprint, identity, load_config
+from headway.checkpoint import CheckpointStore, Saver, verify
+from headway.claim import JOURNAL_FILE, claimed, run_folder
+from headway.config import RunConfig, find_recipe, fingerprint
 from headway.cost import Meter, Price, process_age_seconds, spent
-from headway.engine.host_memory import use_one_heap
 from headway.engine.optim import make_optimizer, trainable
-from headway.engine.precision import make_deterministic
 from headway.engine.schedule import Schedule, steps_of
-from headway.engine.state import TrainState, restore
+from headway.engine.state import TrainState, load_model, restore
 from headway.engine.steps import Plan
-from headway.engine.task import BuildContext, Task
+from headway.engine.task import BuildContext, Recipe, Task
 from headway.engine.world import World, joined
 from headway.errors import CheckpointError, ConfigError, HeadwayError
 from headway.journal import Journal, next_attempt, read_events
-from headway.lock import RunLock
+from headway.machine import cache_folder, hardware, prepare_torch, versions
 from headway.records import StopReason
 from headway.run import Quiet, Run, Show
 from headway.signals import Signals
 from headway.summary import summary
-
-CONFIG_FILE, JOURNAL_FILE, LOCK_FILE = "config.yaml", "journal.jsonl", "lock"
+from headway.viewing import open_run
 
 
 @contextlib.contextmanager
@@ -63,17 +56,22 @@ def opened(
         signals = stack.enter_context(Signals())
         world = stack.enter_context(joined(config.hardware.device))
         folder = run_folder(config)
+        changed = stack.enter_context(claimed(folder, config, fresh)) if world.leads else []
+        attempt = world.agree(next_attempt(folder / JOURNAL_FILE) if world.leads else 0)[0]
+        meter = started_meter(config, folder)
+        journal = None
         if world.leads:
-            stack.enter_context(claimed(folder, config, fresh))
-        world.barrier()
-        attempt = next_attempt(folder / JOURNAL_FILE)
+            journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
+            journal.append("opening", pid=os.getpid(), host=socket.gethostname())
+        stack.enter_context(last_words(journal, meter))
         store = CheckpointStore(folder, attempt=str(attempt))
         saver = stack.enter_context(Saver(store))
-        meter = started_meter(config, folder)
         if world.leads:
             store.sweep()
         prepare_torch(config)
         recipe = find_recipe(config.recipe)
+        notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
+        notes += [("warning", line) for line in consult(recipe, config)]
         task = recipe.build(config.task, build_context(config, world))
         refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
@@ -85,74 +83,48 @@ def opened(
             "versions": versions(),
         }
         found = restore_newest(state, store, facts, from_step, world)
-        journal = None
-        if world.leads:
-            journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
+        notes += [("quarantine", line) for line in found]
+        if config.run.warm_start and state.step == 0:
+            notes.append(("warm_start", warm_started(state, config.run.warm_start)))
         run = Run(
             config, folder, recipe, task, state, plan, world, store, saver, journal, meter,
             signals, show, facts,
         )  # fmt: skip
         run.saved_step = state.step if state.step else -1
-        run.remember(read_events(folder / JOURNAL_FILE, {"evaluation"}))
+        run.remember(read_events(folder / JOURNAL_FILE, {"attempt", "evaluation"}))
         if journal:
-            introduce(run, journal, found)
+            introduce(run, journal, notes)
         signals.arm()
-        try:
-            yield run
-        except BaseException as error:
-            if journal:
-                stopped_by(error, run, journal)
-            raise
-
-
-def run_folder(config: RunConfig) -> Path:
-    """``run.root/run.name``; a config without a name is named after its recipe."""
-    return config.run.root / (config.run.name or config.recipe)
+        yield run
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, config: RunConfig, fresh: bool) -> Iterator[None]:
-    """The folder, locked, with the resolved config in it; a run of another config is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = None
-    if fresh and begun(folder):
-        with RunLock(folder / LOCK_FILE):
-            aside = folder.rename(unused_name(folder))
-            folder.mkdir()
+def last_words(journal: Journal | None, meter: Meter | None) -> Iterator[None]:
+    """An attempt that an error ends says so, and what it has cost, from its first moment on."""
     try:
-        with RunLock(folder / LOCK_FILE):
-            path = folder / CONFIG_FILE
-            if path.exists() and begun(folder):
-                same_identity(folder, load_config(path), config)
-            config.save(path)
-            yield
-    except BaseException:
-        if aside and not begun(folder):  # the new run could not begin: the old one stays in place
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
+        yield
+    except BaseException as error:
+        if journal:
+            own = isinstance(error, HeadwayError)
+            message = str(error) if own else f"{type(error).__name__}: {error}"
+            cost_usd = meter.cost_usd if meter else None
+            with contextlib.suppress(OSError, HeadwayError):
+                journal.append(
+                    "stop", reason=StopReason.ERROR.value, cost_usd=cost_usd, message=message
+                )
+                journal.flush()
         raise
 
 
-def begun(folder: Path) -> bool:
-    """Whether an attempt of this run ever opened, data, model and all."""
-    return bool(read_events(folder / JOURNAL_FILE, {"plan"}))
-
-
-def unused_name(folder: Path) -> Path:
-    """``NAME.replaced-1`` and so on: an old run is moved aside, never deleted."""
-    names = (folder.with_name(f"{folder.name}.replaced-{n}") for n in itertools.count(1))
-    return next(path for path in names if not path.exists())
-
-
-def same_identity(folder: Path, then: RunConfig, now: RunConfig) -> None:
-    """Raise ConfigError, with the differences, if the two configs are not the same run."""
-    changed = difference(identity(then.tree()), identity(now.tree()))
-    if changed:
-        raise ConfigError(
-            f"{folder} is a run with another config, and continuing it would mix two:\n  "
-            + "\n  ".join(changed)
-            + "\nGive this one another run.name, or start it over with --fresh"
-        )
+def consult(recipe: Recipe, config: RunConfig) -> list[str]:
+    """What the recipe has to say of this config; a blocker is a ConfigError."""
+    said = []
+    for finding in recipe.checks(config.task):
+        line = ". ".join(part for part in (finding.what, finding.why, finding.fix) if part)
+        if finding.level == "blocker":
+            raise ConfigError(f"{finding.name}: {line}")
+        said.append(f"{finding.name}: {line}")
+    return said
 
 
 def started_meter(config: RunConfig, folder: Path) -> Meter | None:
@@ -201,20 +173,6 @@ def build_context(config: RunConfig, world: World, *, data: bool = True) -> Buil
         cache=cache_folder(),
         data=data,
     )
-
-
-def cache_folder() -> Path:
-    """``$HEADWAY_CACHE``, or ``~/.cache/headway``."""
-    return Path(os.environ.get("HEADWAY_CACHE") or Path.home() / ".cache" / "headway")
-
-
-def prepare_torch(config: RunConfig) -> None:
-    """Threads, memory, kernels, and the seed that initial weights are drawn with."""
-    use_one_heap()
-    if config.hardware.threads:
-        torch.set_num_threads(config.hardware.threads)
-    make_deterministic(config.hardware.deterministic)
-    torch.manual_seed(config.run.seed)
 
 
 def make_plan(config: RunConfig, task: Task) -> Plan:
@@ -289,6 +247,21 @@ def restore_newest(
     return found
 
 
+def warm_started(state: TrainState, source: str) -> str:
+    """Give the model the weights of another run's checkpoint (``RUN@STEP``); what was taken.
+
+    Weights only: step, optimizer and data order begin anew.
+    """
+    folder, _, step = source.rpartition("@")
+    view = open_run(folder)
+    checkpoint = view.checkpoint(step)
+    problems = verify(checkpoint)
+    if problems:
+        raise CheckpointError(f"run.warm_start: {checkpoint.path} is damaged: {problems}")
+    load_model(state.task, checkpoint.path / "model")
+    return f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"
+
+
 def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> None:
     """The data and the base weights must be those the checkpoint was made with."""
     changed = [f"{key}: {then[key]} -> {now.get(key)}" for key in then if then[key] != now.get(key)]
@@ -299,7 +272,7 @@ def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> Non
         )
 
 
-def introduce(run: Run, journal: Journal, found: list[str]) -> None:
+def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:
     """Write to the journal, and say, what this attempt starts with."""
     facts = run.task.facts()
     journal.append(
@@ -307,13 +280,13 @@ def introduce(run: Run, journal: Journal, found: list[str]) -> None:
         restored_step=run.state.step,
         pid=os.getpid(),
         host=socket.gethostname(),
+        command=sys.argv,
         hardware=run.facts["hardware"],
         versions=run.facts["versions"],
-        command=sys.argv,
     )
-    for line in found:
-        journal.append("quarantine", what=line)
-        run.show.say(f"WARNING: {line}")
+    for kind, line in notes:
+        journal.append(kind, what=line)
+        run.show.say(line if kind == "warm_start" else f"WARNING: {line}")
     section = run.config.train
     journal.append(
         "plan",
@@ -327,45 +300,3 @@ def introduce(run: Run, journal: Journal, found: list[str]) -> None:
     journal.flush()
     for line in summary(run):
         run.show.say(line)
-
-
-def stopped_by(error: BaseException, run: Run, journal: Journal) -> None:
-    """The last line of an attempt that ended by an error."""
-    reason = StopReason.ERROR.value
-    kind = str(error) if isinstance(error, HeadwayError) else f"{type(error).__name__}: {error}"
-    with contextlib.suppress(OSError):
-        facts = {"step": run.state.step, "cost_usd": run.cost_usd, "message": kind}
-        journal.append("stop", reason=reason, **facts)
-        journal.flush()
-
-
-def hardware(world: World) -> dict[str, Any]:
-    """What the figures of this attempt were measured on."""
-    found: dict[str, Any] = {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "ranks": world.ranks,
-    }
-    if world.device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(world.device)
-        found["gpu_memory_bytes"] = torch.cuda.get_device_properties(world.device).total_memory
-    return found
-
-
-def cpu_name() -> str:
-    """The processor's own name where Linux tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """What could change the bits of a result."""
-    names = ("headway", "torch", "transformers", "peft")
-    return {
-        "python": platform.python_version(),
-        **{n: importlib.metadata.version(n) for n in names},
-    }

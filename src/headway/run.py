@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from headway.engine.task import Recipe, Task
 from headway.engine.world import World
 from headway.errors import CheckpointError, StorageFull
 from headway.evals import brief, refuse_no_number, stale, write
-from headway.journal import Journal
+from headway.journal import Journal, timeline
 from headway.records import Evaluation, StepReport, StopReason
 from headway.signals import Signals
 
@@ -294,13 +294,13 @@ class Run:
         """Held-out losses so far, in order of steps."""
         return [loss for _, loss in sorted(self.state.evaluations)]
 
-    def remember(self, events: Sequence[Mapping[str, Any]]) -> None:
+    def remember(self, events: Sequence[dict[str, Any]]) -> None:
         """Take held-out losses up to this step from the journal, the one at this very step too.
 
         The checkpoint holds those before its step; a save comes before the evaluation of its step.
         """
         self.scores = dict(self.state.evaluations)
-        for event in events:
+        for event in timeline(events, "evaluation"):
             if event["step"] <= self.state.step and isinstance(event["metrics"]["loss"], float):
                 self.scores[event["step"]] = event["metrics"]["loss"]
         here = self.scores.get(self.state.step)

@@ -140,8 +140,8 @@ def _seed(what: str) -> int:
 
 
 def _loaded(name: str, revision: str | None) -> Any:
+    from headway.machine import cache_folder
     from headway.models.hub import load_tokenizer
-    from headway.opening import cache_folder
 
     return load_tokenizer(name, revision, cache_folder())
 

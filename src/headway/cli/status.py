@@ -52,6 +52,8 @@ def line(run: Summary, now: datetime) -> list[str]:
     state: str = run.state
     if run.reason and run.reason != run.state:
         state = f"{run.state} ({run.reason})"
+    if run.message:
+        state = f"{run.state}: {shortened(run.message)}"
     return [
         run.name,
         state,
@@ -63,6 +65,12 @@ def line(run: Summary, now: datetime) -> list[str]:
         money(run.cost_usd),
         ago(run.last_at, now),
     ]
+
+
+def shortened(message: str, width: int = 60) -> str:
+    """The first words of an error; `headway report` has the rest."""
+    first = message.splitlines()[0]
+    return first if len(first) <= width else first[: width - 1].rstrip() + "…"
 
 
 def spent(runs: Sequence[Summary]) -> float | None:

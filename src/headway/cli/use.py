@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,15 +37,25 @@ def predict(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="What to ask; repeat for more.")
     ] = None,
+    problem: Annotated[
+        str | None, typer.Option("--problem", help="regression: what the steps should solve.")
+    ] = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option("--steps", help="regression: the steps, one a line, or one each time."),
+    ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", help="JSONL, one request a line (prompt or messages).")
+        Path | None,
+        typer.Option("--file", help="JSONL, one request a line, its keys as the options here."),
     ] = None,
     step: STEP = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens; left out: 128.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0, or left out: greedy.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an answer.")] = False,
 ) -> None:
-    """Try a checkpoint: the prompt goes through the template the model was trained with."""
+    """Try a checkpoint: a request is read and written exactly as the rows it was trained on."""
     import json as json_module
 
     from headway.api import load_run
@@ -54,15 +64,24 @@ def predict(
 
     if file and not file.is_file():
         raise ConfigError(f"--file {file}: there is no such file")
-    requests = [{"prompt": text} for text in prompt or ()]
+    requests: list[dict[str, Any]] = [{"prompt": text} for text in prompt or ()]
+    if steps:
+        lines = [line for text in steps for line in text.splitlines() if line.strip()]
+        requests.append({"problem": problem or "", "steps": lines})
     requests += [dict(record.data) for record in read_records(str(file))] if file else []
     if not requests:
-        raise ConfigError("predict needs --prompt TEXT or --file REQUESTS.jsonl")
+        raise ConfigError("predict needs --prompt TEXT, --steps TEXT or --file REQUESTS.jsonl")
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    options = {key: value for key, value in given.items() if value is not None}
     trained = load_run(run, step)
     for request in requests:
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
         answer = trained.predict({**options, **request})
-        typer.echo(json_module.dumps({**request, **answer}) if json else answer["text"])
+        typer.echo(json_module.dumps({**request, **answer}) if json else shown(answer["text"]))
+
+
+def shown(text: str) -> str:
+    """What a model said, without the control characters that would steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def export(

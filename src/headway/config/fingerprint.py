@@ -17,11 +17,16 @@ ABSENT = object()
 def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that decides what is learned: recipe, train, task and seed.
 
-    Mechanics (hardware), measurements, retention, money and names may change between attempts.
+    The weights it begins from are a part, and so are the rows that held-out losses are compared
+    on. Mechanics (hardware), other measurements, retention, money and names may change between
+    attempts.
     """
-    seed = tree.get("run", {}).get("seed")
-    kept = {key: tree.get(key) for key in ("recipe", "train", "task")}
-    return {**kept, "run": {"seed": seed}}
+    kept: dict[str, Any] = {key: tree.get(key) for key in ("recipe", "train", "task")}
+    for section, key in (("run", "seed"), ("run", "warm_start"), ("evaluate", "max_rows")):
+        value = (tree.get(section) or {}).get(key)
+        if value is not None:
+            kept.setdefault(section, {})[key] = value
+    return kept
 
 
 def fingerprint(config: RunConfig) -> str:

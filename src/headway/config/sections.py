@@ -64,6 +64,9 @@ class Run(BaseModel):
     """Directory that holds the runs, relative to the working directory."""
     seed: int = Field(default=17, ge=0, lt=2**32)
     """Decides data order, initial weights, dropout and noise."""
+    warm_start: Annotated[str, Field(pattern=r"^.+@(best|newest|\d+)$")] | None = None
+    """Begin from another run's weights: `RUN@STEP`, `RUN@best` or `RUN@newest`, where RUN is a
+    directory or a name under `runs/`. Step, optimizer and data order begin anew."""
 
 
 class Horizon(BaseModel):

@@ -25,7 +25,7 @@ from headway.data.sources import Source, TextData, fingerprint, read_records
 from headway.data.tokenizers import identity
 from headway.errors import DataError
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 512
 
 
@@ -66,6 +66,12 @@ def prepare(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int, cache
         max_dropped=data.max_dropped,
         max_leaked=data.max_leaked,
     )
+    for source, size in zip(data.train, splits.train.sizes, strict=True):
+        if size == 0:
+            raise DataError(
+                f"{source.path}: none of its rows can be trained on; mend the source or leave it "
+                "out:\n  " + "\n  ".join(splits.report.lines())
+            )
     return splits
 
 
@@ -114,8 +120,8 @@ def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: 
         }
         for split, source, example in _examples(data, tokenizer, max_tokens, seed, tallies):
             writers[split].add(example, source)
-        for writer in writers.values():
-            writer.finish()
+        writers["train"].finish(len(data.train))
+        writers["held-out"].finish()
         report = json.dumps(tallies.report().tree(), indent=1)
         (partial / "report.json").write_text(report, encoding="utf-8")
         if _opened(folder, verify=True) is None:

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from headway.data.chat import Example
 from headway.data.order import Mixture
 
-_VERSION = 1
+_VERSION = 2
 _KINDS: Mapping[str, DTypeLike] = {
     "supervised": np.bool_,
     "ends": np.int64,
@@ -56,8 +56,8 @@ class RowsWriter:
         self._append("where", np.frombuffer(place, dtype=np.uint8))
         self._append("where_ends", [self.where_bytes])
 
-    def finish(self) -> None:
-        """Put everything on the disk, the header last."""
+    def finish(self, source_count: int = 0) -> None:
+        """Put everything on the disk, the header last. A source without a row counts as one too."""
         for stream in self.files.values():
             stream.flush()
             os.fsync(stream.fileno())
@@ -66,6 +66,7 @@ class RowsWriter:
             "version": _VERSION,
             "rows": self.rows,
             "tokens": self.tokens,
+            "source_count": source_count,
             "dtypes": {name: np.dtype(kind).name for name, kind in self.kinds.items()},
             "bytes": {name: (self.folder / f"{name}.bin").stat().st_size for name in self.kinds},
             "sha256": {name: digest.hexdigest() for name, digest in self.hashes.items()},
@@ -112,7 +113,7 @@ class Prepared:
         self.lengths: NDArray[np.int64] = np.diff(self._starts)
         self.weights: NDArray[np.int64] = np.array(arrays["weights"])
         self.sizes: tuple[int, ...] = tuple(
-            np.bincount(arrays["sources"], minlength=body.get("source_count", 0)).tolist()
+            np.bincount(arrays["sources"], minlength=body["source_count"]).tolist()
         )
 
     def __len__(self) -> int:

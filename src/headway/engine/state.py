@@ -194,6 +194,13 @@ def _restore_optimizer(state: TrainState, path: Path, numbers: dict[str, dict[st
         raise CheckpointError(
             f"{path}: no optimizer state for {missing[:3]} ({len(missing)} in all)"
         )
+    unknown = [name for name in rebuilt if name not in parameters]
+    kinds = {frozenset(values) for values in rebuilt.values()}
+    if unknown or len(kinds) > 1:
+        raise CheckpointError(
+            f"{path}: the optimizer state fits no trained parameter ({unknown[:3]}), or is not "
+            f"whole (moments found: {sorted(map(sorted, kinds))})"
+        )
     for name, values in rebuilt.items():
         state.optimizer.state[parameters[name]] = values
 
