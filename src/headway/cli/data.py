@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headway.cli.step_labels import step_labels
 from headway.errors import ConfigError
 
 if TYPE_CHECKING:
     from headway.data.sources import TextData
 
 app = typer.Typer(help="Look at training data, check it, and make token shards.")
+app.command("step-labels")(step_labels)
 
 _What = Annotated[str, typer.Argument(help="A config (.yaml, .toml), or a data file or folder.")]
 _Tokenizer = Annotated[
