@@ -1,6 +1,7 @@
 """Evaluations: on disk (``evals/step-…/metrics.json``, ``worst.jsonl``), and what they decide.
 
-*Promises.* What the journal leaves out of an evaluation to stay small is here in full.
+*Promises.* What the journal leaves out of an evaluation to stay small is here in full: the worst
+rows' tokens, and every table (``predictions.jsonl``, ``reliability.jsonl`` …).
 
 *Does not promise.* Durability: an evaluation that is lost is made again.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +21,8 @@ from headway.records import Evaluation
 
 LONG = ("tokens",)
 """What is shown of a worst row but is too long for the journal."""
+DRAWN = ("reliability",)
+"""Tables that a report shows; the others may be long."""
 
 
 def place(run: Path, step: int) -> Path:
@@ -27,14 +31,26 @@ def place(run: Path, step: int) -> Path:
 
 
 def write(run: Path, evaluation: Evaluation) -> None:
-    """Write the evaluation; one at the same step before it is replaced."""
+    """Write the evaluation; one at the same step before it is replaced, its tables too.
+
+    Raises ValueError for a table whose name is no plain word, or that of a file that is there.
+    """
+    tables = {"worst": [asdict(row) for row in evaluation.worst]}
+    for name, rows in evaluation.tables.items():
+        if name in tables or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"a table of an evaluation cannot be named {name!r}")
+        tables[name] = [dict(row) for row in rows]
     folder = place(run, evaluation.step)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = asdict(evaluation)
-    rows = facts.pop("worst")
+    for old in folder.glob("*.jsonl"):
+        if old.stem not in tables:
+            old.unlink()
+    facts = _plain(asdict(replace(evaluation, worst=(), tables={})))
+    del facts["worst"], facts["tables"]
     (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "worst.jsonl").write_text(lines, encoding="utf-8")
+    for name, rows in tables.items():
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def brief(evaluation: Evaluation) -> Evaluation:
@@ -43,17 +59,39 @@ def brief(evaluation: Evaluation) -> Evaluation:
         replace(row, shown={k: v for k, v in row.shown.items() if k not in LONG})
         for row in evaluation.worst
     )
-    return replace(evaluation, worst=worst)
+    return replace(evaluation, worst=worst, tables={})
 
 
 def whole(run: Path, event: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A journal's evaluation with its worst rows in full, as far as they are on disk."""
+    """A journal's evaluation with its worst rows in full and the tables that are drawn.
+
+    As far as they are on disk: what is not, or cannot be read, stays as the journal has it.
+    """
+    folder = place(run, int(event["step"]))
+    worst = _rows(folder / "worst.jsonl")
+    tables = {name: rows for name in DRAWN if (rows := _rows(folder / f"{name}.jsonl"))}
+    found = {**event, "tables": {**event.get("tables", {}), **tables}}
+    return found if worst is None else {**found, "worst": worst}
+
+
+def _rows(file: Path) -> list[Any] | None:
+    """A file's JSON lines; None if it is not there or cannot be read."""
     try:
-        file = place(run, int(event["step"])) / "worst.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return {**event, "worst": [json.loads(line) for line in lines]}
+        with file.open(encoding="utf-8") as lines:  # splitlines would cut at a text's U+2028 too
+            return [json.loads(line) for line in lines]
     except (OSError, ValueError):
-        return event
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinity as text, a NumPy number as a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _plain(value.item()) if hasattr(value, "item") else value
 
 
 def refuse_no_number(evaluation: Evaluation) -> None:

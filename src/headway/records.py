@@ -7,7 +7,7 @@ holds the weights after N updates, and ``batch_at(N)`` is the batch that leads f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -59,12 +59,16 @@ class Evaluation:
     rows: int
     weight: float
     metrics: Mapping[str, float]
+    """The main figures first. ``SOURCE/metric`` is over one source of the data; ``n`` and ``n_…``
+    count. What is not defined on these rows is absent."""
     baselines: Mapping[str, float]
     """The same metrics for something trivial, named ``metric/baseline`` (``loss/untrained``)."""
     seconds: float
     worst: tuple[RowLoss, ...] = ()
     samples: tuple[tuple[str, str], ...] = ()
     """(prompt, what the model went on with), greedily, where the recipe makes them."""
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Rows to keep beside the metrics, written as NAME.jsonl: predictions, reliability …"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
