@@ -160,7 +160,8 @@ def headway_task(cell: Cell, place: Place):
     import torch
 
     from headway.engine.task import BuildContext
-    from headway.recipes.sft import SftConfig, load_model
+    from headway.recipes.language_model import load_model
+    from headway.recipes.sft import SftConfig
     from headway.recipes.text import TextTask
 
     torch.manual_seed(1)

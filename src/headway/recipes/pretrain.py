@@ -30,9 +30,11 @@ from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import backbone, prove_backbone
 from headway.models.lora_linear import fuse_gelu
 from headway.models.rms_norm import fuse_rms_norm
+from headway.recipes.batching import drawn
 from headway.recipes.export import export_model
 from headway.recipes.generate import generate
-from headway.recipes.text import NoRows, TextTask, TokenRow, TokenRows, count
+from headway.recipes.language_model import count
+from headway.recipes.text import TextTask, TokenRow, TokenRows
 from headway.records import Evaluation, Finding
 
 
@@ -156,11 +158,6 @@ class PretrainRecipe:
         task = TextTask(
             model=model,
             tokenizer=tokenizer,
-            train=NoRows(),
-            held=None,
-            order=lambda positions: positions,
-            rows_per_epoch=0,
-            tokens_per_epoch=0,
             context=context,
             base_model=f"{config.model.family} {total / 1e6:.3g}M",
             described={"identities": {"tokenizer": identity(tokenizer)[:16]}},
@@ -310,10 +307,7 @@ def held_windows(
     """All held-out windows, or with ``held_out_rows`` a part of them, drawn by the seed."""
     if stream is None:
         return None
-    total, wanted = stream.rows(config.sequence_tokens), context.held_out_rows
-    chosen = None
-    if wanted and wanted < total:
-        chosen = np.sort(rows_at(context.seed, np.arange(wanted), total, stream=-2))
+    chosen = drawn(stream.rows(config.sequence_tokens), context)
     return StreamRows(
         stream, config.sequence_tokens, config.data.isolate_documents, tokenizer, chosen
     )

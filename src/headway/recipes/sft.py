@@ -12,31 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, Field
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from headway.config import CLOSED
 from headway.data.chat import chosen_template
-from headway.data.order import Mixture, rows_at
+from headway.data.order import Mixture
 from headway.data.packing import pack
 from headway.data.prepare import Splits, prepare
 from headway.data.rows import Prepared
 from headway.data.sources import TextData
-from headway.data.tokenizers import identity
-from headway.engine.precision import weights_dtype
 from headway.engine.task import BuildContext
 from headway.errors import ConfigError
-from headway.models.attention import checkpoint_activations, isolate
-from headway.models.backbone import prove_backbone
-from headway.models.hub import load_causal_lm, load_tokenizer, weights_identity
-from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
-from headway.models.rms_norm import fuse_rms_norm
-from headway.models.tuning import Lora, Tuning, adapt, adapted_modules, add_tokens
+from headway.models.hub import load_tokenizer
+from headway.models.tuning import Lora, Tuning
+from headway.recipes.batching import drawn
 from headway.recipes.export import export_model
 from headway.recipes.generate import generate
-from headway.recipes.text import NoRows, TextTask, TokenRow, TokenRows, count
+from headway.recipes.language_model import load_base, load_model
+from headway.recipes.text import TextTask, TokenRow, TokenRows
 from headway.records import Evaluation, Finding
 
 
@@ -112,11 +106,6 @@ class SftRecipe:
         task = TextTask(
             model=model,
             tokenizer=tokenizer,
-            train=NoRows(),
-            held=None,
-            order=lambda positions: positions,
-            rows_per_epoch=0,
-            tokens_per_epoch=0,
             context=context,
             base_model=config.base_model,
             template=chosen_template(config.data.chat_template, tokenizer),
@@ -145,54 +134,6 @@ class SftRecipe:
             plain = replace(task.context, precision="fp32")
             base, _ = load_base(config, plain, task.tokenizer, quantized=False)
         return export_model(task, base, to, format)
-
-
-def load_model(
-    config: SftConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with the right parameters trainable, ready for flat microbatches; its facts."""
-    base, new_ids = load_base(config, context, tokenizer, quantized=config.tuning.kind == "qlora")
-    prove_backbone(base)
-    model = adapt(base, config.tuning, new_ids)
-    facts = {
-        "model": f"{config.base_model} ({config.tuning.kind})",
-        "parameters": sum(count(p) for p in model.parameters()),
-        "adapted": adapted_modules(model),
-        "identities": {
-            "tokenizer": identity(tokenizer)[:16],
-            "base_model": weights_identity(config.base_model, config.revision, context.cache),
-        },
-    }
-    if context.precision == "bf16" and config.tuning.kind != "full":
-        store_frozen_in_bf16(model)
-    fuse_lora(model)
-    fuse_swiglu(model)
-    fuse_rms_norm(model)
-    isolate(model)
-    if context.activation_checkpointing:
-        checkpoint_activations(model)
-    return model, facts
-
-
-def load_base(
-    config: SftConfig,
-    context: BuildContext,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    quantized: bool,
-) -> tuple[Any, list[int]]:
-    """The model as downloaded, with rows for the special tokens; the ids that are new."""
-    # A 4-bit weight is unpacked to the type it was loaded in before every product.
-    four_bits_in_bf16 = quantized and context.precision != "fp32"
-    base = load_causal_lm(
-        config.base_model,
-        config.revision,
-        context.cache,
-        dtype=torch.bfloat16 if four_bits_in_bf16 else weights_dtype(context.precision),
-        device=torch.device(context.device),
-        quantized=quantized,
-    )
-    return base, add_tokens(base, tokenizer, config.special_tokens)
 
 
 def with_rows(
@@ -250,10 +191,7 @@ def held_rows(
     """The held-out examples; with ``held_out_rows`` a part of them, drawn by the seed."""
     if splits.held_out is None:
         return None
-    count = len(splits.held_out)
-    chosen = np.arange(count)
-    if context.held_out_rows and context.held_out_rows < count:
-        chosen = np.sort(rows_at(context.seed, chosen[: context.held_out_rows], count, stream=-2))
+    chosen = drawn(len(splits.held_out), context)
     return ExampleRows(splits.held_out, tokenizer, [[int(i)] for i in chosen])
 
 

@@ -7,30 +7,25 @@ logits exist only where a supervised token is predicted (``models.attention``, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from headway.engine.precision import autocast
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.models.attention import hidden_states
-from headway.models.backbone import backbone, base_model
+from headway.models.backbone import backbone
 from headway.models.lm_loss import lm_row_sums, token_losses
 from headway.models.tuning import saved_model
+from headway.recipes.batching import Order, groups, rows_of_step
+from headway.recipes.language_model import counts
 from headway.records import Evaluation, RowLoss
-
-ACTIVATION_BYTES = {"cpu": 400e6, "cuda": 8e9}
-"""What one forward pass may keep for backward under ``microbatch_size: auto``. On CPU SmolLM2-135M
-then sees about 600 tokens at once: 15 % slower than 1000, with 0.4 GB less."""
-KEPT_BYTES = 40
-"""Kept for backward per token, layer and unit of width: 629 MB for 906 tokens of SmolLM2-135M."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +78,13 @@ class TextTask:
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase | None
-    train: TokenRows
-    held: TokenRows | None
-    order: Callable[[NDArray[np.int64]], NDArray[np.int64]]
-    """Positions in the training order -> rows."""
-    rows_per_epoch: int
-    tokens_per_epoch: int
     context: BuildContext
     base_model: str
+    train: TokenRows = field(default_factory=NoRows)
+    held: TokenRows | None = None
+    order: Order = field(default=lambda positions: positions)
+    rows_per_epoch: int = 0
+    tokens_per_epoch: int = 0
     described: dict[str, Any] = field(default_factory=dict)
     template: str | None = None
     """The chat template that rows were written with; None where they were plain text."""
@@ -98,39 +92,20 @@ class TextTask:
 
     def batch_at(self, step: int) -> list[Microbatch]:
         """This rank's share of the batch after ``step``: a pure function."""
-        size = self.context.batch_size
-        rows = self.order(np.arange(step * size, (step + 1) * size, dtype=np.int64))
-        mine = [int(row) for row in rows[self.context.rank :: self.context.ranks]]
-        return [flatten(self.train, group) for group in self._groups(self.train, mine)]
+        return list(self._flat(self.train, rows_of_step(self.order, step, self.context)))
 
     def held_out(self) -> Iterator[Microbatch]:
         """This rank's held-out rows in file order."""
-        if self.held is None:
-            return
-        mine = list(range(self.context.rank, len(self.held), self.context.ranks))
-        for group in self._groups(self.held, mine):
-            yield flatten(self.held, group)
+        if self.held is not None:
+            mine = list(range(self.context.rank, len(self.held), self.context.ranks))
+            yield from self._flat(self.held, mine)
 
-    def _groups(self, source: TokenRows, rows: Sequence[int]) -> Iterator[list[int]]:
-        size, budget = self.context.microbatch_size, self._tokens_at_once
-        group: list[int] = []
-        tokens = 0
-        for row in rows:
-            length = len(source[row].ids)
-            full = len(group) == size if size else tokens + length > budget
-            if group and full:
-                yield group
-                group, tokens = [], 0
-            group.append(row)
-            tokens += length
-        yield group
+    def _flat(self, source: TokenRows, rows: Sequence[int]) -> Iterator[Microbatch]:
+        def length_of(row: int) -> int:
+            return len(source[row].ids)
 
-    @cached_property
-    def _tokens_at_once(self) -> float:
-        """Tokens that a forward pass may take; a longer row goes alone."""
-        shape = base_model(self.model).config.get_text_config()
-        per_token = KEPT_BYTES * shape.num_hidden_layers * shape.hidden_size
-        return ACTIVATION_BYTES[self.context.device] / per_token
+        for group in groups(rows, length_of, self.model, self.context):
+            yield flatten(source, group)
 
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
         """Sum of -log p over each row's supervised tokens, in nats: ``{"loss": [rows]}``."""
@@ -159,12 +134,7 @@ class TextTask:
 
     def facts(self) -> dict[str, Any]:
         """Counts of parameters and data, and the identities that must not change within a run."""
-        parameters = list(self.model.parameters())
-        return {
-            "parameters": sum(count(p) for p in parameters),
-            "trainable": sum(count(p) for p in parameters if p.requires_grad),
-            **self.described,
-        }
+        return {**counts(self.model), **self.described}
 
     # ---------------------------------------------------------------- looking at rows
 
@@ -235,9 +205,3 @@ def flatten(source: TokenRows, rows: Sequence[int]) -> Microbatch:
         weights=tuple(float(weight) for weight in weights),
         tokens=sum(lengths),
     )
-
-
-def count(parameter: Tensor) -> int:
-    """Weights in a parameter; 4-bit storage packs two in a byte."""
-    state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel() if state is not None else parameter.numel())
