@@ -13,7 +13,9 @@ _CLOSED = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    return (
+        tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
+    )
 
 
 Columns = Annotated[
