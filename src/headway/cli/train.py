@@ -7,6 +7,21 @@ from typing import Annotated
 
 import typer
 
+ASK = """\
+import signal, sys
+for number in (signal.SIGINT, signal.SIGPIPE):  # end without a word with the one who asked
+    signal.signal(number, signal.SIG_DFL)
+from headway.claim import JOURNAL_FILE, run_folder
+from headway.config import load_config
+from headway.errors import HeadwayError
+try:
+    print(run_folder(load_config(sys.argv[1], sys.argv[2:])).absolute() / JOURNAL_FILE)
+except HeadwayError as error:
+    sys.stderr.write(f"headway: {error}\\n")
+    sys.exit(error.exit_code)
+"""
+"""A program that prints where the journal of a config's run is."""
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML, JSON, TOML or Python config file.")],
@@ -20,17 +35,35 @@ def train(
         str | None, typer.Option("--from", help="Continue from this checkpoint (step-00000500).")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line a step.")] = False,
+    supervise: Annotated[
+        bool, typer.Option("--supervise", help="Start again by itself after a crash or a hang.")
+    ] = False,
+    hang_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Silence that --supervise takes for a hang; left out: 30, or 20 median steps if "
+            "that is longer. Before the first step, four times that.",
+        ),
+    ] = None,
 ) -> None:
     """Start the run that CONFIG describes, or continue it.
 
     Exit codes: 0 finished, 75 stopped with a checkpoint (run it again), 76 budget reached,
-    65 data or checkpoint bad, 77 storage full, 78 config bad.
+    65 data or checkpoint bad, 77 storage full, 78 config bad. With --supervise also 70: it died
+    again and again at one place.
     """
+    from headway.cli import leave
     from headway.signals import Signals
+    from headway.supervise import answer_with_stacks
 
+    if supervise:
+        once = (["--fresh"] if fresh else []) + (["--from", from_step] if from_step else [])
+        given = [str(config), *(overrides or []), *(["--json"] if json else [])]
+        leave(supervised(config, overrides or [], given, once, hang_minutes))
+    answer_with_stacks()
     with Signals():  # torch takes seconds to load: a signal then is one before step 1 too
         from headway.api import train_run
-        from headway.cli import leave
         from headway.cli.progress import progress
         from headway.config import load_config
 
@@ -55,6 +88,56 @@ def demo(
         run, reason = run_demo(folder, fresh, show)
         show.ended(run, reason, written_report(run))
     leave(reason.exit_code)
+
+
+def supervised(
+    config: Path, overrides: list[str], given: list[str], once: list[str], minutes: float | None
+) -> int:
+    """``headway train *given`` as a child process, as often as it takes; ``once`` until it opened.
+
+    The config is read by a process of its own: that loads the recipe, and torch, which would stay.
+    """
+    import os
+    import subprocess
+    import sys
+
+    from headway.errors import ConfigError
+    from headway.journal import read_events
+    from headway.signals import Signals
+    from headway.supervise import EVENTS, Ears, Patience, Supervisor
+
+    if "RANK" in os.environ:
+        raise ConfigError(
+            "--supervise starts one process, and here torchrun starts several: leave it out and "
+            "use torchrun --max-restarts"
+        )
+    python = [sys.executable, "-P"]
+    with Signals():
+        asked = subprocess.run([*python, "-c", ASK, config, *overrides], stdout=subprocess.PIPE)
+        if asked.returncode != 0:
+            return abs(asked.returncode)
+        journal = Path(asked.stdout.decode().splitlines()[-1])
+        train = [*python, "-X", "faulthandler", "-m", "headway.cli", "train"]
+        with Ears() as ears:
+            supervisor = Supervisor(
+                journal,
+                lambda again: [*train, *given, *([] if again else once)],
+                lambda: read_events(journal, EVENTS),
+                say_supervisor,
+                Patience(hang_seconds=None if minutes is None else 60 * minutes),
+                wait=ears.wait,
+            )
+            return supervisor.run()
+
+
+def say_supervisor(line: str) -> None:
+    """To stderr, whether or not there is still somebody who reads it."""
+    import contextlib
+    import sys
+
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"supervisor: {line}\n")
+        sys.stderr.flush()
 
 
 def step_number(text: str) -> int:
