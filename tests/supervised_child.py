@@ -104,7 +104,10 @@ def stand_still(folder: Path, words: list[str]) -> None:
     """The frame that its stacks must name."""
     (folder / "stuck").touch()
     if words == ["in", "C"]:
-        ctypes.PyDLL(None).sleep(1000)  # holds the interpreter: no Python runs, no thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("Python ran"))
+        libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(128)
+        libc.pthread_mutex_lock(mutex)
+        libc.pthread_mutex_lock(mutex)  # holds the interpreter for ever: no Python, no thread
     if words == ["stopped"]:
         os.kill(os.getpid(), signal.SIGSTOP)
     if words[:1] == ["until"]:

@@ -92,7 +92,10 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Forget it; it has ended."""
+        """Forget it. It has ended; where an error here kept it from being watched, it is ended."""
+        if self._process.poll() is None:
+            self.kill()
+            self._process.wait()
         self._stacks.close()
 
 

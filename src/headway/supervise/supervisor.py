@@ -54,8 +54,8 @@ class Patience:
 
     def delay_seconds(self, ended: int, draw: float) -> float:
         """Before the next attempt, after ``ended`` in a row; ``draw`` in [0, 1) spreads it."""
-        longest = min(self.first_delay_seconds * 2.0 ** (ended - 1), self.longest_delay_seconds)
-        return longest * (0.5 + draw / 2)
+        doubled = self.first_delay_seconds * 2 ** min(ended - 1, 30)
+        return min(doubled, self.longest_delay_seconds) * (0.5 + draw / 2)
 
     @property
     def shortest_hang_seconds(self) -> float:
