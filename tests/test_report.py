@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from headway.errors import ConfigError
 from headway.report.charts import Chart, Line, Marks, svg
 from headway.report.checkpoint_view import checkpoint_details
 from headway.report.curves import run_charts, run_marks
-from headway.report.html import Extras, metric_columns, report_html
+from headway.report.figures import columns
+from headway.report.html import Extras, report_html
 from headway.report.summary import best_evaluation, summarise
 from headway.report.terminal import plot
 from headway.report.timeline import measured, smoothed, thinned, timeline, trend
 from headway.report.words import ago, duration, instant, money, number, size
 from headway.viewing import changed_lines, open_run, write_report
+from page_reader import Page
 
 Events = list[dict[str, Any]]
 
@@ -121,41 +122,6 @@ def test_nan_is_never_the_best_evaluation() -> None:
     assert math.isnan(measured("nan") or 0.0) and measured("loss") is None
 
 
-class _Page(HTMLParser):
-    """Collects what the tests ask of a page; fails on a tag that is closed out of order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(value or "")
-            if key in ("href", "src", "xlink:href", "srcset", "action"):
-                self.references.append(value or "")
-            assert not key.startswith("on"), f"a script in the attribute {key}"
-        if tag not in ("meta", "link", "br", "img"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def page() -> str:
     extras = Extras(config_lines=["train.batch_size: 16 & <b>"], commands=[("go on", "headway x")])
@@ -163,7 +129,7 @@ def page() -> str:
 
 
 def test_the_page_asks_nothing_of_the_network_and_runs_no_script(page: str) -> None:
-    read = _Page(page)
+    read = Page(page)
     assert all(reference.startswith("#") for reference in read.references)
     assert not {"script", "link", "iframe", "object", "form", "base"} & {*read.tags}
     assert not re.findall(r"url\((?!#)|@import|https?://(?!www\.w3\.org/)", page)
@@ -171,7 +137,7 @@ def test_the_page_asks_nothing_of_the_network_and_runs_no_script(page: str) -> N
 
 
 def test_the_page_is_well_formed_and_every_id_in_it_is_its_own(page: str) -> None:
-    read = _Page(page)
+    read = Page(page)
     assert read.open == []
     assert len(read.ids) == len(set(read.ids)) and read.ids
     inside = {*re.findall(r"url\(#([^)]+)\)", page), *(r[1:] for r in read.references)}
@@ -179,12 +145,12 @@ def test_the_page_is_well_formed_and_every_id_in_it_is_its_own(page: str) -> Non
 
 
 def test_two_drawings_without_their_prefix_would_share_ids(page: str) -> None:
-    stripped = [re.sub(r"^\w+-\d+-", "", name) for name in _Page(page).ids]
+    stripped = [re.sub(r"^\w+-\d+-", "", name) for name in Page(page).ids]
     assert len(stripped) != len(set(stripped))
 
 
 def test_text_from_data_and_config_cannot_act_in_the_page(page: str) -> None:
-    text = _Page(page).text
+    text = Page(page).text
     assert "<script>alert('x')</script>" in text and "<script" not in page
     assert (
         text.count("</title><img src=//x>") == 2
@@ -198,11 +164,11 @@ def test_what_went_wrong_is_said_in_the_page() -> None:
     events = fake_run.journal(steps=60, every=30)
     events.append({"event": "save_skipped", "attempt": 2, "step": 30, "why": "disk full"})
     events.append({"event": "quarantine", "attempt": 2, "what": "step-00000020 <is> damaged"})
-    text = _Page(report_html(events, name="r")).text
+    text = Page(report_html(events, name="r")).text
     assert "save skipped at step 30: disk full" in text
     assert "quarantine: step-00000020 <is> damaged" in text
     died = report_html(fake_run.journal(steps=60, every=30, end=None), name="r")
-    assert "ended without a word" in _Page(died).text
+    assert "ended without a word" in Page(died).text
 
 
 def test_a_row_given_token_by_token_is_warmer_where_the_model_was_worse() -> None:
@@ -213,11 +179,11 @@ def test_a_row_given_token_by_token_is_warmer_where_the_model_was_worse() -> Non
     warmth = re.findall(r"--warmth:(\d+)%[^>]*>([^<]*)<", text)
     assert warmth[:2] == [("5", "a"), ("100", "&lt;b&gt;")]
     assert "the warmer, the higher the loss" in text
-    assert _Page(text).open == [] and "<i>Q: &lt;</i>" in text
+    assert Page(text).open == [] and "<i>Q: &lt;</i>" in text
 
 
 def test_the_page_says_what_a_person_wants_to_know_first(page: str) -> None:
-    text = " ".join(_Page(page).text.split())
+    text = " ".join(Page(page).text.split())
     for words in (
         "600 of 600 steps",
         "in 2 attempts on NVIDIA RTX 4090",
@@ -259,7 +225,7 @@ def _long_journal(steps: int) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 5])
 def test_a_journal_that_has_just_begun_makes_a_page_too(keep: int) -> None:
-    assert _Page(report_html(fake_run.journal()[:keep], name="young")).open == []
+    assert Page(report_html(fake_run.journal()[:keep], name="young")).open == []
 
 
 def test_nan_and_infinity_in_a_journal_do_not_break_the_page() -> None:
@@ -267,7 +233,7 @@ def test_nan_and_infinity_in_a_journal_do_not_break_the_page() -> None:
     for event in events[5:30]:
         event |= {"loss": "nan", "grad_norm": "inf"}
     events[-3]["metrics"] = {"loss": "nan"}
-    assert "nan" in _Page(report_html(events, name="r")).text
+    assert "nan" in Page(report_html(events, name="r")).text
 
 
 def test_a_spike_makes_the_gradient_axis_logarithmic_and_a_calm_curve_keeps_its_own() -> None:
@@ -295,7 +261,7 @@ def test_a_baseline_stands_beside_its_metric() -> None:
         "metrics": {"accuracy": 1, "loss": 2},
         "baselines": {"loss/untrained": 3, "accuracy/majority": 4},
     }
-    assert metric_columns([evaluation]) == [
+    assert columns([evaluation]) == [
         "loss", "loss/untrained", "accuracy", "accuracy/majority",
     ]  # fmt: skip
 
@@ -304,7 +270,7 @@ def test_write_report_puts_the_page_into_the_run(tmp_path: Path) -> None:
     run = fake_run.make_run(tmp_path)
     path = write_report(run)
     assert path == run / "report.html"
-    text = _Page(path.read_text()).text
+    text = Page(path.read_text()).text
     assert "3 on disk, 3 older ones deleted by retention" in text
     assert "train.learning_rate: 0.0002" in text and f"headway predict {run}" in text
     assert [p.name for p in run.iterdir() if p.name.startswith(".")] == []

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from headway.records import Evaluation, StepReport, StopReason
+from headway.report.figures import Figures, counts, figures
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -133,7 +135,8 @@ class JsonLines:
         self._write("step", dataclasses.asdict(report) | {"cost_usd": cost_usd})
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        self._write("evaluation", dataclasses.asdict(evaluation))
+        # Its tables may hold every prediction; they are on disk.
+        self._write("evaluation", dataclasses.asdict(replace(evaluation, tables={})))
 
     def say(self, what: str) -> None:
         self._write("note", {"what": what})
@@ -148,17 +151,36 @@ class JsonLines:
 
 
 def measured(evaluation: Evaluation) -> str:
-    """``held-out loss 2.1234 at step 50 (120 rows, 9,876 tokens, 12 s)``, other metrics after
-    it."""
-    others = [f"{k} {v:.4g}" for k, v in evaluation.metrics.items() if k != "loss"]
-    others += [f"{k} {v:.4g}" for k, v in evaluation.baselines.items()]
-    samples = [f"\n  {prompt}{text!r}" for prompt, text in evaluation.samples]
-    return (
+    """``held-out loss 2.1234 at step 50 (120 rows, weight 9,876, 12 s)``, other metrics after it.
+
+    Where they are many: the main ones with their baselines and the counts, a line each, and how
+    many more there are. What the model went on with comes last.
+    """
+    found = figures(dataclasses.asdict(replace(evaluation, worst=(), tables={})))
+    head = (
         f"held-out loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
         f"({evaluation.rows} rows, weight {evaluation.weight:,.0f}, {evaluation.seconds:.0f} s)"
-        + ("; " + ", ".join(others) if others else "")
-        + "".join(samples)
     )
+    samples = [f"\n  {prompt}{text!r}" for prompt, text in evaluation.samples]
+    if not found.many:
+        others = [f"{k} {v:.4g}" for k, v in evaluation.metrics.items() if k != "loss"]
+        others += [f"{k} {v:.4g}" for k, v in evaluation.baselines.items()]
+        return head + ("; " + ", ".join(others) if others else "") + "".join(samples)
+    lines = [head + "".join(f"; {kind} {v:.4g}" for kind, v in found.beside("loss").items())]
+    lines.append("  " + ", ".join(_beside_baselines(found, name) for name in found.main[1:]))
+    counted = [m for m in found.metrics if counts(m) and ("", m) in found.values]
+    if counted:
+        lines.append("  " + ", ".join(f"{m} {found.values['', m]:,.0f}" for m in counted[:3]))
+    left_out = len(found.values) - len(found.main) - len(counted[:3])
+    by = f", by source too ({', '.join(found.sources)})" if found.sources else ""
+    lines.append(f"  {left_out} more figures{by}: in the report")
+    return "\n".join(lines) + "".join(samples)
+
+
+def _beside_baselines(found: Figures, name: str) -> str:
+    """``r2 0.512 (constant mean 0)``"""
+    beside = [f"{kind} {value:.3g}" for kind, value in found.beside(name).items()]
+    return f"{name} {found.values['', name]:.3g}" + (f" ({', '.join(beside)})" if beside else "")
 
 
 def how_it_ended(folder: Path, reason: StopReason, report: Path | None) -> str:

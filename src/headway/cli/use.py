@@ -27,9 +27,19 @@ def evaluate(
 
     from headway.api import load_run
     from headway.cli.progress import measured
+    from headway.cli.tables import show_table
+    from headway.report.figures import figures, grid
 
     found = load_run(run, step, data=True).evaluate()
-    typer.echo(json_module.dumps(dataclasses.asdict(found)) if json else measured(found))
+    facts = dataclasses.asdict(found)
+    if json:
+        typer.echo(json_module.dumps(facts))
+        return
+    typer.echo(measured(found))
+    if figures(facts).many:
+        head, rows = grid(figures(facts))
+        typer.echo()
+        show_table([title for _, title in head], rows)
 
 
 def predict(

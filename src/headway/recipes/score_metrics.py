@@ -74,7 +74,9 @@ def measure(
         constant = float(part.target.mean()) if train_mean is None else train_mean
         flat = replace(part, predicted=np.full(len(part.target), constant))
         metrics |= _defined(prefix, {**_values(part, low, high), **_first_errors(part, low, high)})
-        baselines |= _defined(prefix, _values(flat, low, high), f"/{CONSTANT}")
+        # All values of a constant are in one bin: its ECE without the rounding of two sums.
+        trivial = _values(flat, low, high) | {"ece": abs(constant - float(part.target.mean()))}
+        baselines |= _defined(prefix, trivial, f"/{CONSTANT}")
         baselines |= _defined(prefix, _majority(part, low, high), f"/{MAJORITY}")
     order = [prefix + name for prefix, _ in _parts(scored) for name in (*MEASURES, *COUNTS)]
     return {name: metrics[name] for name in order if name in metrics}, baselines

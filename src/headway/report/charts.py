@@ -6,7 +6,7 @@ matplotlib draws with stand-in colours; they become CSS variables afterwards, an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
@@ -92,18 +92,30 @@ def svg(chart: Chart, marks: Marks, width: int, height: int, says: str) -> str:
 
     ``says`` is the figure in words, for those who cannot see it.
     """
+    # Fixed margins in pixels: the browser's font is not the one matplotlib would measure.
+    place = (46 / width, 26 / height, 1 - 54 / width, 1 - 36 / height)
+    name = f"{chart.name}-{width}"
+    return drawing(
+        name, width, height, says,
+        lambda figure: _draw(figure.add_axes(place), chart, marks, STAND_INS, width),
+    )  # fmt: skip
+
+
+def drawing(name: str, width: int, height: int, says: str, draw: Callable[[Any], None]) -> str:
+    """What ``draw`` puts on a matplotlib figure, in stand-in colours, as an ``<svg>`` for the page.
+
+    ``name``: that no other drawing of the page has.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    own = {"svg.fonttype": "none", "svg.hashsalt": chart.name, "font.family": ["sans-serif"]}
+    own = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": ["sans-serif"]}
     with mpl.rc_context({**_style(STAND_INS), **own}):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        # Fixed margins in pixels: the browser's font is not the one matplotlib would measure.
-        place = (46 / width, 26 / height, 1 - 54 / width, 1 - 36 / height)
-        _draw(figure.add_axes(place), chart, marks, STAND_INS, width)
+        draw(figure)
         text = StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), f"{chart.name}-{width}", says)
+    return _inline(text.getvalue(), name, says)
 
 
 def save_png(charts: Sequence[Chart], marks: Marks, to: Path, title: str) -> None:
@@ -228,12 +240,12 @@ def _dress(axes: Any, chart: Chart, width: int) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     if chart.zero:
         axes.set_ylim(0, 1.12 * axes.dataLim.y1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.xaxis.set_major_locator(MaxNLocator(5 if width < 600 else 8, steps=ROUND, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     """A tick's number without trailing zeros: ``0.5``, ``12,000``, ``2e-4``."""
     if value != 0 and abs(value) < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")

@@ -72,6 +72,16 @@ th:last-child, td:last-child { padding-right: 0; }
 th { color: var(--muted); font-weight: 500; font-size: .8125rem; vertical-align: bottom; }
 th.text, td.text { text-align: left; }
 td.baseline, td.faint { color: var(--muted); }
+th.name, td.name { text-align: left; position: sticky; left: 0; background: var(--paper);
+  padding-right: 1.2rem; }
+th.value, td.value { padding-right: .6rem; }
+th.beside, td.beside { text-align: left; padding-right: 1.3rem; color: var(--muted);
+  font-size: .8125rem; }
+.part { margin-top: 2.2rem; }
+.part + .note { margin-bottom: 0; }
+.calibration { align-items: center; }
+.calibration > * { margin-top: 1rem; }
+.calibration th, .calibration td { padding-right: 1.1rem; }
 tr.best td { font-weight: 650; }
 tr.best td.baseline { font-weight: 400; }
 .row { margin: 1.5rem 0 0; padding: 1.1rem 1.25rem 1.25rem; background: var(--raised);
@@ -86,6 +96,21 @@ tr.best td.baseline { font-weight: 400; }
 .row dd i { color: var(--muted); font-style: normal; }
 .row dd b { font-weight: inherit; border-radius: 2px; background: color-mix(in srgb,
   color-mix(in srgb, var(--heldout) 60%, transparent) var(--warmth), transparent); }
+.chain { margin: 0; padding: 0; list-style: none; counter-reset: step; }
+.chain li { counter-increment: step; position: relative; margin: 0 0 .3rem;
+  padding: .4rem .7rem .45rem 2.2rem; border-radius: .3rem; white-space: normal;
+  background: color-mix(in srgb, color-mix(in srgb, var(--heldout) 42%, transparent)
+  var(--warmth), transparent); }
+.chain li::before { content: counter(step); position: absolute; left: .7rem; color: var(--muted); }
+.chain div { white-space: pre-wrap; }
+.chain p { margin: .1rem 0 0; font-size: .8125rem; max-width: none; }
+.chain em { margin-left: .7em; padding: 0 .45em; border: 1px solid currentColor;
+  border-radius: 1em; font-style: normal; white-space: nowrap; }
+.gauge { display: inline-block; position: relative; width: 5rem; height: .45rem;
+  margin-right: .7em; border-radius: .2rem; border: 1px solid var(--muted);
+  background: linear-gradient(to right, var(--muted) var(--at), transparent var(--at)); }
+.gauge s { position: absolute; top: -.25rem; bottom: -.25rem; left: calc(var(--at) - 1px);
+  width: 2px; background: var(--ink); }
 .facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr);
   gap: .3rem 1.75rem; margin: 1rem 0 0; font-size: .925rem; }
 .facts dt { color: var(--muted); }

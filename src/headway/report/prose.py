@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from headway.report.figures import figures
 from headway.report.summary import Summary, best_evaluation, held_out_loss
-from headway.report.timeline import Timeline, measured
+from headway.report.timeline import Event, Timeline, measured
 from headway.report.words import count, duration, money, number, short_count, size
 
 
@@ -47,11 +48,24 @@ def _quality(summary: Summary, told: Timeline) -> str:
     for name, value in (best.get("baselines") or {}).items():
         if name.startswith("loss/"):
             text += f" Baseline “{name.removeprefix('loss/')}”: {number(measured(value))}."
+    text += _figures(best)
     last = held_out_loss(told.evaluations[-1])
     if last is not None and summary.best_loss and last > summary.best_loss * 1.02:
         since = told.evaluations[-1]["step"] - best["step"]
         text += f" It has risen to {number(last)} in the {count(since)} steps since."
     return text
+
+
+def _figures(evaluation: Event) -> str:
+    """The other main figures that have a baseline to be read against."""
+    found = figures(evaluation)
+    words = []
+    for name in found.main:
+        beside = [f"{kind} {number(value, 3)}" for kind, value in found.beside(name).items()]
+        if beside and name != "loss":
+            value = number(found.values["", name], 3)
+            words.append(f"{name.replace('_', ' ')} {value} ({', '.join(beside)})")
+    return f" There: {', '.join(words)}." if words else ""
 
 
 def _ending(summary: Summary) -> str:

@@ -1,0 +1,77 @@
+"""What was measured on held-out rows: over the run, and all of it at the newest evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headway.report.figures import columns, figures, grid
+from headway.report.page import table
+from headway.report.reliability import bins_of, calibration
+from headway.report.summary import best_evaluation
+from headway.report.timeline import Event, Timeline, measured
+from headway.report.words import count, duration, number
+
+TABLE_ROWS = 30
+
+
+def evaluations(told: Timeline) -> str:
+    """The section: a row per evaluation; all figures of the newest where they are many."""
+    if not told.evaluations:
+        return ""
+    newest = told.evaluations[-1]
+    parts = [_over_the_run(told), _in_full(newest)]
+    bins = bins_of(newest)
+    if bins:
+        parts.append(calibration(bins, newest["step"]))
+    return f"<section><h2>Evaluations</h2>{''.join(parts)}</section>"
+
+
+def _over_the_run(told: Timeline) -> str:
+    best = best_evaluation(told.evaluations)
+    shown = _spread(told.evaluations, TABLE_ROWS, best)
+    keys = columns(told.evaluations)
+    head = [("", "step"), ("", "rows N"), ("", "weight")]
+    head += [("baseline" if "/" in key else "", _title(key)) for key in keys]
+    head += [("faint", "took"), ("text", "")]
+    rows = []
+    for evaluation in shown:
+        values = {**evaluation.get("metrics", {}), **evaluation.get("baselines", {})}
+        cells = [count(evaluation["step"]), count(evaluation.get("rows"))]
+        cells += [count(evaluation.get("weight"))]
+        cells += [number(measured(values.get(key))) for key in keys]
+        cells += [duration(evaluation.get("seconds")), "best" if evaluation is best else ""]
+        rows.append(("best" if evaluation is best else "", cells))
+    left_out = len(told.evaluations) - len(shown)
+    note = f" {count(left_out)} more are in journal.jsonl." if left_out else ""
+    return (
+        '<p class="note">On held-out rows. Weight counts the loss units (for text, supervised '
+        f"tokens). A baseline is the same measurement of something trivial.{note}</p>"
+        f"{table(head, rows)}"
+    )
+
+
+def _title(key: str) -> str:
+    return key.replace("/", ", ").replace("_", " ")
+
+
+def _in_full(newest: Event) -> str:
+    """Every figure of one evaluation, where the table above has only the main ones."""
+    found = figures(newest)
+    if not found.many:
+        return ""
+    head, rows = grid(found)
+    note = "A baseline stands in grey beside each figure."
+    if any("–" in cells for cells in rows):
+        note += " –: not measured there, or not defined (such as R² of targets that are all equal)."
+    return (
+        f'<h3 class="part">All figures at step {count(newest["step"])}</h3>'
+        f'<p class="note">{note}</p>{table(head, [("", cells) for cells in rows])}'
+    )
+
+
+def _spread(rows: Sequence[Event], limit: int, also: Event | None) -> list[Event]:
+    """At most ``limit`` rows, evenly over all of them; first, last and ``also`` among them."""
+    if len(rows) <= limit:
+        return list(rows)
+    chosen = {round(n * (len(rows) - 1) / (limit - 1)) for n in range(limit)}
+    return [row for n, row in enumerate(rows) if n in chosen or row is also]

@@ -1,0 +1,131 @@
+"""An evaluation's numbers in order: each metric over all rows and by source, baselines beside it.
+
+A key is ``metric`` or ``SOURCE/metric``, a baseline's is one of these and ``/its name``. The main
+figures are those that come first; ``n`` and ``n_…`` are counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headway.report.timeline import measured
+from headway.report.words import count, number
+
+MAIN = 5
+"""Figures that are shown where there is no room for all; the loss is one of them."""
+
+Place = tuple[str, str]
+"""(source, metric); the source of what is over all rows is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What was measured, by place."""
+
+    metrics: Sequence[str]
+    """Names without a source: the loss, then as the recipe gives them, counts last."""
+    sources: Sequence[str]
+    values: Mapping[Place, float]
+    baselines: Mapping[Place, Mapping[str, float]]
+    """Place -> name of the baseline -> its value."""
+
+    @property
+    def main(self) -> list[str]:
+        """The first metrics over all rows; no counts."""
+        there = [name for name in self.metrics if ("", name) in self.values and not counts(name)]
+        return there[:MAIN]
+
+    @property
+    def many(self) -> bool:
+        """Whether there are more than the main ones."""
+        return bool(self.sources) or len([m for m in self.metrics if not counts(m)]) > MAIN
+
+    def beside(self, name: str, source: str = "") -> Mapping[str, float]:
+        """The baselines of a metric."""
+        return self.baselines.get((source, name), {})
+
+
+def figures(evaluation: Mapping[str, Any]) -> Figures:
+    """The figures of a journal's evaluation, or of the fields of an ``Evaluation``."""
+    values: dict[Place, float] = {}
+    baselines: dict[Place, dict[str, float]] = {}
+    for key, given in (evaluation.get("metrics") or {}).items():
+        value = measured(given)
+        if value is not None:
+            values[place_of(key)] = value
+    for key, given in (evaluation.get("baselines") or {}).items():
+        of, _, name = key.rpartition("/")
+        value = measured(given)
+        if of and value is not None:
+            baselines.setdefault(place_of(of), {})[name] = value
+    names = dict.fromkeys(name for _, name in [*values, *baselines])
+    return Figures(
+        metrics=sorted(names, key=lambda name: (name != "loss", counts(name))),
+        sources=list(dict.fromkeys(source for source, _ in values if source)),
+        values=values,
+        baselines=baselines,
+    )
+
+
+def place_of(key: str) -> Place:
+    """``SOURCE/metric`` in two; a source's own name may hold a slash."""
+    source, _, name = key.rpartition("/")
+    return source, name
+
+
+def counts(name: str) -> bool:
+    """Whether a metric is a number of things."""
+    return name == "n" or name.startswith("n_")
+
+
+def said(name: str, value: float | None, digits: int = 4) -> str:
+    """A figure's value in words."""
+    return count(value) if counts(name) else number(value, digits)
+
+
+def columns(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys for a table with a row per evaluation: each metric, its baselines right after it.
+
+    Where there are too many for that, the main figures alone.
+    """
+    newest = figures(evaluations[-1]) if evaluations else None
+    if newest and newest.many:
+        return newest.main
+    metrics: dict[str, None] = {}
+    baselines: dict[str, None] = {}
+    for evaluation in evaluations:
+        metrics.update(dict.fromkeys(evaluation.get("metrics") or {}))
+        baselines.update(dict.fromkeys(evaluation.get("baselines") or {}))
+    ordered = sorted(metrics, key=lambda name: name != "loss")
+    grouped = [[m, *(b for b in baselines if b.rpartition("/")[0] == m)] for m in ordered]
+    placed = [name for group in grouped for name in group]
+    return [*placed, *(b for b in baselines if b not in placed)]
+
+
+def grid(found: Figures) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """All figures as a table: (class, title) of each column, and the rows' cells.
+
+    A metric a row, how many values they are over before them: its value and its baseline over all
+    rows, then for each source; a second baseline has a row of its own.
+    """
+    head = [("name", "metric")]
+    sources = ["", *found.sources]
+    for source in sources:
+        head += [("value", source or "all"), ("beside", "baseline")]
+    rows = []
+    for name in sorted(found.metrics, key=lambda name: name != "n"):
+        kinds = dict.fromkeys(kind for s in sources for kind in found.beside(name, s))
+        for n, kind in enumerate(kinds or [""]):
+            cells = [name.replace("_", " ") if n == 0 else ""]
+            for source in sources:
+                value = found.values.get((source, name))
+                beside = found.beside(name, source).get(kind)
+                cells.append(said(name, value, 3) if n == 0 else "")
+                cells.append("" if beside is None else number(beside, 3))
+            rows.append([*cells, kind])
+    if any(found.baselines.values()):
+        return [*head, ("text faint", "baseline is")], rows
+    kept = [n for n, (kind, _) in enumerate(head) if kind != "beside"]
+    return [head[n] for n in kept], [[row[n] for n in kept] for row in rows]
