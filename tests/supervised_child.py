@@ -141,21 +141,21 @@ def ask(folder: Path, last: int, words: list[str]) -> None:
 
 
 def wait(folder: Path, last: int, words: list[str]) -> None:
-    """Says through a pipe that it is ready; ends with 75 when it is asked to stop, once or more."""
-    came: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: came.append(n))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    """Says through a pipe that it is ready; ends with 75 at the first request, noting its sender.
+
+    Of two pending copies of a signal the kernel keeps the first: a terminal's comes before the one
+    that was passed on.
+    """
+    both = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
     pipe = (folder / "fifo").open("w")
     pipe.write("ready")
     pipe.flush()
     if words[-1] != "hold":
         pipe.close()
-    number = signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    asked(folder, signal.Signals(number).name)
-    # Where one key reaches two processes the second copy is on its way by now.
-    while again := signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, 0.2):
-        asked(folder, signal.Signals(again.si_signo).name)
+    came = signal.sigwaitinfo(both)
+    by_kernel = " from the terminal" if came.si_code == 0x80 else ""  # SI_KERNEL, sigaction(2)
+    asked(folder, signal.Signals(came.si_signo).name + by_kernel)
     os._exit(75)
 
 

@@ -11,7 +11,17 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "headway"
 GROUND = {"errors", "records"}
-ROOMS = {"checkpoint", "journal", "lock", "cost", "signals", "report", "config", "evals"}
+ROOMS = {
+    "checkpoint",
+    "journal",
+    "lock",
+    "cost",
+    "signals",
+    "supervise",
+    "report",
+    "config",
+    "evals",
+}
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {"run", "opening", "claim", "machine", "summary", "api", "demo"}

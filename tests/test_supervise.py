@@ -134,7 +134,9 @@ def test_a_new_step_resets_the_count(tmp_path: Path) -> None:
 
 
 def test_a_new_save_resets_the_count_though_the_step_was_seen_before(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, [(0, 9, "exit 1"), (0, 5, "exit 1"), (0, 4, "save 4"), (4, 4, "exit 1")])
+    bench = Bench(
+        tmp_path, [(0, 9, "exit 1"), (0, 5, "exit 1"), (0, 4, "save 4"), (4, 4, "exit 1")]
+    )
     assert bench.run() == 70
     assert bench.starts == 5
 
@@ -146,10 +148,11 @@ def test_deaths_before_the_journal_opens_are_counted_too(tmp_path: Path) -> None
 
 
 def test_an_old_attempt_in_the_journal_is_not_taken_for_progress(tmp_path: Path) -> None:
-    assert Bench(tmp_path, [(0, 9, "exit 0")]).run() == 0
+    assert Bench(tmp_path, [(0, 9, "error of long ago")]).run() == 70
     bench = Bench(tmp_path, [(None, 0, "exit 1")])
     assert bench.run() == 70
     assert bench.starts == 3
+    assert "did not get past the start" in bench.said[-1] and "long ago" not in bench.said[-1]
 
 
 def test_a_bucket_that_does_not_answer_is_tried_for_longer(tmp_path: Path) -> None:
@@ -303,6 +306,7 @@ def test_a_child_that_answers_neither_request_is_killed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [(0, 3, "ask 15 15 0")], stuck=twice)
     assert bench.run() == 128 + signal.SIGKILL
     assert bench.starts == 1
+    assert not bench.record("hang")
 
 
 def test_a_request_to_stop_between_attempts_ends_it(tmp_path: Path) -> None:
@@ -341,7 +345,7 @@ def driver(folder: Path, *scripts: tuple[int | None, int, str]) -> list[str]:
     return [sys.executable, "-c", DRIVER, str(folder), json.dumps(scripts)]
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_child_once(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_reaches_the_child_only_by_its_supervisor(tmp_path: Path) -> None:
     ready = fifo(tmp_path)
     pid, terminal = pty.fork()
     if pid == 0:

@@ -29,6 +29,7 @@ number when it could not:
 | 1 | another process writes this run, or an error that has no code of its own |
 | 2 | the command line itself is wrong (an unknown option, a missing argument) |
 | 65 | data or a checkpoint is bad, or a step was not finite |
+| 70 | `train --supervise` gave up: attempts in a row died, or hung, at one step |
 | 75 | stopped with everything saved: the same command goes on |
 | 76 | the budget is spent |
 | 77 | the disk is full |

@@ -54,7 +54,7 @@ class Patience:
 
     def delay_seconds(self, ended: int, draw: float) -> float:
         """Before the next attempt, after ``ended`` in a row; ``draw`` in [0, 1) spreads it."""
-        doubled = self.first_delay_seconds * 2 ** min(ended - 1, 30)
+        doubled = self.first_delay_seconds * 2.0 ** min(ended - 1, 30)
         return min(doubled, self.longest_delay_seconds) * (0.5 + draw / 2)
 
     @property
@@ -213,6 +213,7 @@ class Supervisor:
         hung, kill_at = False, math.inf
         while (code := child.code) is None:
             self._pass_on(child, min(self._patience.look_seconds, kill_at - self._clock()))
+            self._write()
             if self._asked > 1:
                 kill_at = min(kill_at, self._clock() + self._patience.leaving_seconds)
             if self._clock() >= kill_at:
@@ -266,7 +267,12 @@ class Supervisor:
         self._say(line)
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._unwritten.append(json.dumps({"event": event, "at": at, **facts}) + "\n")
-        # The folder is not made here: the first attempt does that, and may move an old one aside.
+        self._write()
+
+    def _write(self) -> None:
+        """What was told, once there is a folder: it is the first attempt that makes it."""
+        if not self._unwritten:
+            return
         with contextlib.suppress(OSError), (self._folder / RECORD_FILE).open("a") as file:
             file.write("".join(self._unwritten))
             self._unwritten.clear()
