@@ -12,7 +12,7 @@ from headway.errors import ConfigError
 if TYPE_CHECKING:
     from headway.data.step_labels import Counts
 
-_KINDS = "arithmetic, operand, operator, carry, dropped, swapped; comma-separated. Default: all."
+_KINDS = "arithmetic,operand,carry,dropped,swapped by default; there is operator too."
 _SHARE = "Share of chains with an error; the rest are untouched."
 
 
@@ -37,7 +37,7 @@ def step_labels(
     """Worked solutions to chains with known errors: typed, placed, and proved to be errors."""
     from headway.cli.tables import show_json
     from headway.data.sources import Source, read_records
-    from headway.data.step_labels import KINDS, Counts, Options, generate, write
+    from headway.data.step_labels import DEFAULT_KINDS, Counts, Options, generate, write
 
     if after_error not in ("propagate", "stop"):
         raise ConfigError(f"--after-error {after_error}: write propagate or stop")
@@ -45,7 +45,7 @@ def step_labels(
         seed=seed,
         per_solution=per_solution,
         wrong_share=wrong_share,
-        kinds=tuple(kind.strip() for kind in kinds.split(",")) if kinds else tuple(KINDS),
+        kinds=tuple(kind.strip() for kind in kinds.split(",")) if kinds else DEFAULT_KINDS,
         after_error="stop" if after_error == "stop" else "propagate",
         final_step=final_step,
     )

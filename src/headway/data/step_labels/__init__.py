@@ -22,7 +22,7 @@ from random import Random
 from typing import Any, Literal
 
 from headway.data.formats import Record
-from headway.data.step_labels.errors import KINDS, Faulty, inject
+from headway.data.step_labels.errors import DEFAULT_KINDS, KINDS, Faulty, inject
 from headway.data.step_labels.solutions import Refused, Solution, Step, parse
 from headway.errors import ConfigError, DataError
 
@@ -41,7 +41,7 @@ class Options:
     """Chains of each solution."""
     wrong_share: float = 0.5
     """Share of chains with an error. At most one chain of a solution is untouched."""
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = DEFAULT_KINDS
     after_error: Literal["propagate", "stop"] = "propagate"
     """Go on from the wrong value, or end the chain at its first error as PRM800K does."""
     final_step: bool = True
@@ -277,4 +277,4 @@ def _text(record: Record, name: str) -> str:
     return value
 
 
-__all__ = ["KINDS", "Chain", "Counts", "Options", "chains_of", "generate", "write"]
+__all__ = ["DEFAULT_KINDS", "KINDS", "Chain", "Counts", "Options", "chains_of", "generate", "write"]

@@ -25,7 +25,8 @@ _OPERATORS: Mapping[type, Callable[[Fraction, Fraction], Fraction]] = {
 }
 _LONGEST_EXPRESSION = 400
 _EQUATION = re.compile(r"[\d.,$€£%+\-*/xX×÷−–() ]*(?:=[\d.,$€£%+\-*/xX×÷−–() ]*)+")
-_SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "x": "*", "X": "*"})
+_SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-"})
+_TIMES = re.compile(r"(?<=[\d)%])(\s*)[xX](?=\s*[$(.\d])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,18 @@ def holds(value: Fraction, shown: Number) -> bool:
     return abs(value - shown.value) < Fraction(1, 10**shown.decimals)
 
 
+def times_as_star(text: str) -> str:
+    """``5 x 3`` as ``5 * 3``; an x that is a variable stays."""
+    return _TIMES.sub(r"\1*", text)
+
+
 def false_equation(text: str) -> str | None:
     """The first written equation of plain numbers that does not hold; None when all do."""
     for found in _EQUATION.finditer(text):
         run = found.group()
-        before = text[: found.end() - len(run.lstrip())]
-        sides = [side.translate(_SIGNS).strip().rstrip(".,") for side in run.split("=")]
+        before = text[: found.end() - len(run.lstrip(" ,"))]
+        plain = times_as_star(run.lstrip(" ,").translate(_SIGNS))
+        sides = [side.strip().rstrip(".,") for side in plain.split("=")]
         if before[-1:].isalpha() or before.endswith(":") or sides[0][:1] in ("+", "-", "*", "/"):
             continue  # the run begins inside something else: a variable, a clock time, a sum
         if not all(_agree(left, right) for left, right in pairwise(sides)):

@@ -13,6 +13,10 @@ carry        an earlier result copied wrongly; arithmetic right for what was cop
 dropped      a step left out: the first step that uses its result is the error
 swapped      a step before the one whose result it uses
 ===========  =====================================================================================
+
+What a reader of surfaces (lengths, digits, places, no arithmetic) can tell is measured by
+``tests/test_step_labels.py``. ``operator`` is not among the defaults for that reason: few steps
+have a second operation with a result that could be, and those few look alike.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ FOLLOWS = "follows"
 
 _MANY_MEANINGS = frozenset(Fraction(n) for n in (1, 2, 7, 12, 24, 52, 60, 100, 365))
 _OPERATOR = re.compile(r"[-+*/×÷−–]|(?<![A-Za-z])[xX](?![A-Za-z])")
-_OTHERS = {"+": "-*", "-": "+", "*": "+/", "/": "*-"}
+_OTHERS = {"+": "-*", "-": "+/", "*": "+/", "/": "-*"}
 _FURTHEST = 10
 
 
@@ -147,11 +151,14 @@ KINDS: Mapping[str, Callable[[Solution, Random], Edits]] = {
 }
 
 
+DEFAULT_KINDS = tuple(kind for kind in KINDS if kind != "operator")
+
+
 def _noted(solution: Solution, rng: Random) -> Iterator[tuple[int, Step, Note]]:
-    """Steps with a note, in a random order."""
-    for at in _shuffled(range(len(solution.steps)), rng):
-        if note := solution.steps[at].note:
-            yield at, solution.steps[at], note
+    """Steps with a note, in a random order, small results earlier: they are refused more often."""
+    noted = [(at, step, step.note) for at, step in enumerate(solution.steps) if step.note]
+    keys = [rng.random() * len(step.numbers[note.result].raw) ** 2 for _, step, note in noted]
+    yield from (noted[k] for k in sorted(range(len(noted)), key=keys.__getitem__))
 
 
 def _shuffled(items: Sequence[Any], rng: Random) -> list[Any]:

@@ -21,6 +21,7 @@ from headway.data.step_labels.arithmetic import (
     holds,
     join,
     split_numbers,
+    times_as_star,
 )
 
 _NOTE = re.compile(r"<<([^<>]*)>>")
@@ -28,7 +29,6 @@ _VARIABLE = re.compile(
     r"(?<![A-Za-z'’])[B-HJ-Zb-z]\s*[-+*/=]|\b[Ll]et [a-zA-Z]\b"
     r"|[-+*/=]\s*\d*[B-HJ-Zb-z](?![A-Za-z'’])"
 )
-_TIMES = re.compile(r"(?<=[\d)%])(\s*)[xX](?=\s*[$(.\d])")
 _WORDS = {
     "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
     "eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13",
@@ -41,39 +41,29 @@ _WORDS = {
     "eighth": "1/8", "ninth": "1/9", "tenth": "1/10", "½": "1/2", "¼": "1/4", "¾": "3/4",
     "triple": "3", "thrice": "3", "quadruple": "4", "trio": "3",
 }  # fmt: skip
-_CONSTANTS = tuple(
+_CONSTANTS = frozenset(
     Fraction(n)
-    for n in [
-        "0",
-        "1",
-        "2",
-        "3",
-        "4",
-        "5",
-        "7",
-        "8",
-        "10",
-        "12",
-        "14",
-        "16",
-        "24",
-        "25",
-        "28",
-        "30",
-        "31",
-        "36",
-        "50",
-        "52",
-        "60",
-        "90",
-        "100",
-        "180",
-        "360",
-        "365",
-        "1000",
-        "3600",
-    ]
+    for n in (
+        *("0", "1/100", "1", "2", "3", "4", "5", "7", "8", "10", "12", "14", "16", "24", "25"),
+        *(
+            "28",
+            "30",
+            "31",
+            "36",
+            "50",
+            "52",
+            "60",
+            "90",
+            "100",
+            "180",
+            "360",
+            "365",
+            "1000",
+            "3600",
+        ),
+    )
 )
+"""Numbers anybody may use: of time, measures, money, percent, and small counts."""
 
 
 class Refused(Exception):
@@ -152,7 +142,7 @@ def parse(problem: str, answer: str, *, final_step: bool = True) -> Solution:
         raise Refused("no steps with a final #### line")
     steps = tuple(_step(line.strip()) for line in body.splitlines() if line.strip())
     for step in steps:
-        if _VARIABLE.search(_TIMES.sub(r"\1*", step.text)):
+        if _VARIABLE.search(times_as_star(step.text)):
             raise Refused("algebra, which the notes do not check", step.text)
     written = tuple(number.value for number in split_numbers(problem)[1])
     given = frozenset({*written, *_words(problem)})
