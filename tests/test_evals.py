@@ -28,14 +28,15 @@ def lines(file: Path) -> list[Any]:
 
 
 def test_each_table_is_a_file_and_the_metrics_file_holds_none_of_them(tmp_path: Path) -> None:
-    write(tmp_path, evaluation(tables={"reliability": BINS, "predictions": [{"step": 1}] * 3}))
+    tables = {"reliability": BINS, "predictions": [{"step": 1}] * 3}
+    write(tmp_path, evaluation(tables=tables, observed=((0.0, 1.0),)))
     folder = place(tmp_path, 20)
     assert lines(folder / "reliability.jsonl") == BINS
     assert lines(folder / "predictions.jsonl") == [{"step": 1}] * 3
     assert lines(folder / "worst.jsonl")[0]["shown"]["tokens"] == [["a", 1]]
     facts = json.loads((folder / "metrics.json").read_text())
     assert facts["metrics"] == {"loss": 0.5, "r2": 0.25}
-    assert not {"tables", "worst"} & set(facts)
+    assert not {"tables", "worst", "observed"} & set(facts)
 
 
 def test_an_evaluation_replaces_the_one_before_it_with_its_tables(tmp_path: Path) -> None:
@@ -50,11 +51,12 @@ def test_the_journal_keeps_no_table_and_the_whole_evaluation_has_those_that_are_
     tmp_path: Path,
 ) -> None:
     found = evaluation(tables={"reliability": BINS, "predictions": [{"step": 1}]})
-    write(tmp_path, found)
+    write(tmp_path, replace(found, observed=((0.0, 1.0),)))
     with Journal(tmp_path / "journal.jsonl", attempt=1) as journal:
-        journal.append(brief(found))
+        journal.append(brief(replace(found, observed=((0.0, 1.0),))))
     (event,) = read(tmp_path / "journal.jsonl")
-    assert event["tables"] == {} and "tokens" not in event["worst"][0]["shown"]
+    assert (event["tables"], event["observed"]) == ({}, [])
+    assert "tokens" not in event["worst"][0]["shown"]
     again = whole(tmp_path, event)
     assert again["tables"] == {"reliability": BINS}
     assert again["worst"][0]["shown"]["tokens"] == [["a", 1]]

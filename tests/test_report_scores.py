@@ -181,6 +181,8 @@ def test_the_middle_and_the_warmth_are_those_of_the_targets_range() -> None:
     ]
     text = with_steps(steps, range=[1, 5])
     assert re.findall(r"--warmth:(\d+)%", text) == ["38", "100"]
+    middle = with_steps([{"text": "a", "target": 3, "predicted": 3.0}], range=[1, 5])
+    assert "<em>" not in middle, "the middle itself is neither doubted nor an error"
     assert text.count("<em>first doubted</em>") == 1 and "<dt>range</dt>" not in text
 
 

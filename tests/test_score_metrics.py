@@ -314,6 +314,16 @@ def test_equal_targets_whose_mean_is_not_exactly_themselves_have_no_r2() -> None
     assert "r2" not in measure(values([0.2, 0.3, 0.4], targets))[0]
 
 
+def test_a_square_that_overflows_is_left_out_and_the_rest_is_measured() -> None:
+    found = values([3e200, -1e200], [2e200, -2e200])
+    metrics, baselines = measure(found, low=-4e200, high=4e200)
+    assert {"mse", "rmse", "r2"} == set(undefined(found, metrics)) - {"mae_medium"} - {
+        "first_error_accuracy_without_error"
+    }
+    assert metrics["mae"] == 1e200 and metrics["pearson"] == 1.0
+    assert all(map(math.isfinite, baselines.values()))
+
+
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
 def test_pearson_stays_within_one_at_any_magnitude(targets: list[float]) -> None:
     assume(len(set(targets)) > 1)

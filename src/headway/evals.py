@@ -45,8 +45,9 @@ def write(run: Path, evaluation: Evaluation) -> None:
     for old in folder.glob("*.jsonl"):
         if old.stem not in tables:
             old.unlink()
-    facts = _plain(asdict(replace(evaluation, worst=(), tables={})))
-    del facts["worst"], facts["tables"]
+    facts = _plain(asdict(replace(evaluation, worst=(), tables={}, observed=())))
+    for key in ("worst", "tables", "observed"):
+        del facts[key]
     (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for name, rows in tables.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
@@ -59,7 +60,7 @@ def brief(evaluation: Evaluation) -> Evaluation:
         replace(row, shown={k: v for k, v in row.shown.items() if k not in LONG})
         for row in evaluation.worst
     )
-    return replace(evaluation, worst=worst, tables={})
+    return replace(evaluation, worst=worst, tables={}, observed=())
 
 
 def whole(run: Path, event: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -136,7 +136,8 @@ class JsonLines:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         # Its tables may hold every prediction; they are on disk.
-        self._write("evaluation", dataclasses.asdict(replace(evaluation, tables={})))
+        found = replace(evaluation, tables={}, observed=())
+        self._write("evaluation", dataclasses.asdict(found))
 
     def say(self, what: str) -> None:
         self._write("note", {"what": what})
@@ -156,7 +157,7 @@ def measured(evaluation: Evaluation) -> str:
     Where they are many: the main ones with their baselines and the counts, a line each, and how
     many more there are. What the model went on with comes last.
     """
-    found = figures(dataclasses.asdict(replace(evaluation, worst=(), tables={})))
+    found = figures({"metrics": evaluation.metrics, "baselines": evaluation.baselines})
     head = (
         f"held-out loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
         f"({evaluation.rows} rows, weight {evaluation.weight:,.0f}, {evaluation.seconds:.0f} s)"

@@ -146,7 +146,8 @@ def _values(scored: Scored, low: float, high: float) -> Figures:
     """What is measured over single values, whatever chain they stand in."""
     predicted, target = scored.predicted, scored.target
     error = predicted - target
-    mse = float(np.mean(error**2))
+    with np.errstate(over="ignore"):  # what overflows is infinite, and left out as undefined
+        mse = float(np.mean(error**2))
     counts, sums, targets = _binned(scored, np.linspace(low, high, BINS + 1))
     buckets = _buckets(target, low, high)
     return {
@@ -186,11 +187,13 @@ def _binned(scored: Scored, edges: Values) -> tuple[Values, Values, Values]:
 
 def _r2(predicted: Values, target: Values) -> float | None:
     """1 − SS_res / SS_tot; None where all targets are equal."""
-    total = float(np.sum((target - target.mean()) ** 2))
+    with np.errstate(over="ignore"):
+        total = float(np.sum((target - target.mean()) ** 2))
+        left = float(np.sum((predicted - target) ** 2))
     # Asked of the targets themselves: their rounded mean may differ from each of them.
     if target.min() == target.max() or total == 0.0:
         return None
-    return 1.0 - float(np.sum((predicted - target) ** 2)) / total
+    return 1.0 - left / total
 
 
 def _pearson(predicted: Values, target: Values) -> float | None:
