@@ -23,6 +23,7 @@ from headway.config.sections import (
     Horizon,
     Run,
     Train,
+    Upload,
 )
 from headway.config.translate import translate
 
@@ -41,6 +42,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Train",
+    "Upload",
     "difference",
     "find_recipe",
     "fingerprint",

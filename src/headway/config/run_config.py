@@ -12,7 +12,16 @@ from pydantic_core.core_schema import ValidationInfo
 
 from headway.config.problems import InvalidConfig, find_problems
 from headway.config.recipes import find_recipe
-from headway.config.sections import CLOSED, Checkpoint, Cost, Evaluate, Hardware, Run, Train
+from headway.config.sections import (
+    CLOSED,
+    Checkpoint,
+    Cost,
+    Evaluate,
+    Hardware,
+    Run,
+    Train,
+    Upload,
+)
 from headway.config.shape import schema_of
 from headway.errors import ConfigError
 
@@ -41,6 +50,8 @@ class RunConfig(BaseModel):
     """Measurements on held-out rows while training; left out: none."""
     checkpoint: Checkpoint = Checkpoint()
     """When to save, and what to keep."""
+    upload: Upload | None = None
+    """A copy of the run in a bucket; left out: none."""
     cost: Cost | None = None
     """What the machine costs; left out: no money is counted."""
     task: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)

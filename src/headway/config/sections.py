@@ -7,6 +7,7 @@ of a room that may be absent is ``None`` when it is left out.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -195,6 +196,48 @@ class Checkpoint(BaseModel):
     """How many of the checkpoints with the lowest held-out loss to keep."""
     keep_every_steps: Count | None = None
     """Also keep each checkpoint whose step is a multiple of this, for ever; left out: none."""
+
+
+def _without_credentials(to: str) -> str:
+    if re.search(r"//[^/]*@", to) or re.search(r"[?&][^=]*(sig|token|key|secret)", to, re.I):
+        raise ValueError("credentials do not belong in a config; set them in the environment")
+    return to.rstrip("/")
+
+
+class Upload(BaseModel):
+    """A copy of the run in a bucket. Left out: none is kept.
+
+    The run's copy lies under `to/NAME`, NAME being the run's. Credentials come from the environment
+    or the provider's own chain, never from here.
+    """
+
+    model_config = CLOSED
+
+    to: Annotated[str, Field(min_length=1), AfterValidator(_without_credentials)]
+    """Where copies go: `s3://bucket/prefix`, `gs://bucket/prefix`, or a directory."""
+    required: bool = False
+    """Stop the run when the bucket cannot be used for longer than `patience_minutes`; else it
+    trains on, says so, and tries again at the next save."""
+    keep_last: Count = 3
+    """How many of the newest copies to keep in the bucket."""
+    keep_best: Count = 1
+    """How many of the copies with the lowest held-out loss to keep in the bucket."""
+    keep_every_steps: Count | None = None
+    """Also keep each copy whose step is a multiple of this, for ever; left out: none."""
+    parallel_files: Annotated[int, Field(ge=1, le=64)] = 4
+    """Files of one checkpoint that are sent at the same time."""
+    bandwidth_mb_per_second: float | None = Field(default=None, gt=0)
+    """Send no faster than this, in 10^6 bytes a second; left out: as fast as it goes."""
+    archive: Literal["none", "tar", "tar.zst"] = "none"
+    """Send a checkpoint as one object instead of file by file: it needs as much free disk as the
+    checkpoint, and cannot be sent or fetched in part."""
+    patience_minutes: float = Field(default=10.0, gt=0)
+    """How long a request is tried again before the bucket counts as unusable."""
+    drain_minutes: float = Field(default=30.0, ge=0)
+    """How long to wait at the end for what is not in the bucket yet."""
+    lease_seconds: float = Field(default=60.0, ge=5)
+    """Another machine may take the run over when this one has not renewed its lease for so
+    long."""
 
 
 class Cost(BaseModel):

@@ -62,9 +62,11 @@ _GPUS = "write nothing: start with torchrun --nproc-per-node; train.batch_size i
 _MIX = "write task.data.train as a list of sources with their weights"
 _EARLY = "write evaluate.early_stop: {patience: N, min_delta: X}"
 _COST = "write cost: {gpu: NAME, usd_per_hour: X, budget_usd: Y}"
-_UPLOAD = "bucket upload is not part of this version; a run is saved in run.root/run.name"
+_UPLOAD = "bucket upload runs beside training: write upload: {to: URL}, or leave it out for none"
 _SHARDING = "write nothing: sharding over GPUs is not part of this version; torchrun runs DDP"
-_SECTION = "headway's sections are run, train, hardware, evaluate, checkpoint, cost and task"
+_SECTION = (
+    "headway's sections are run, train, hardware, evaluate, checkpoint, upload, cost and task"
+)
 
 HF, TRL, AXO, FAC, GPT = "HF Trainer", "TRL", "Axolotl", "LLaMA-Factory", "nanoGPT"
 PEFT, S000, S001, S002, S004 = "PEFT", "seed 000", "seed 001", "seed 002", "seed 004"
@@ -295,7 +297,6 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "gpu_type": (S000, _COST),
     "push_to_hub": (HF, "write nothing: `headway export` writes the weights to a directory"),
     "hub_model_id": (HF, "write nothing: `headway export` writes the weights to a directory"),
-    "upload": ("a later headway", _UPLOAD),
     "no_background_upload": (S004, _UPLOAD),
     "hf_token": ("another tool", f"{_SECRET} (HF_TOKEN)"),
     "hub_token": (HF, f"{_SECRET} (HF_TOKEN)"),

@@ -1,0 +1,193 @@
+"""Where checkpoints and the bucket meet: a checkpoint becomes a parcel, a URL becomes a run.
+
+The rooms ``checkpoint`` and ``upload`` do not know each other; this composes them, for training and
+for the verbs. Without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from headway.checkpoint import Checkpoint, CheckpointStore, Retention, read_manifest, verify
+from headway.checkpoint import expendable as expendable_steps
+from headway.checkpoint.manifest import manifest_bytes
+from headway.config import Upload
+from headway.errors import CheckpointError
+from headway.journal import read_events, timeline
+from headway.lock import RunLock
+from headway.upload import (
+    Lease,
+    Parcel,
+    Remote,
+    Restored,
+    Uploader,
+    acquire,
+    restore,
+)
+from headway.upload.faults import Exists
+from headway.upload.restore import UPLOAD_JOURNAL
+
+JOURNAL_FILE, CONFIG_FILE, LOCK_FILE = "journal.jsonl", "config.yaml", "lock"
+MEGABYTE = 1_000_000
+
+Say = Callable[[str], None]
+
+
+def url_of(section: Upload, run: Path) -> str:
+    """Where this run's copy lies: ``upload.to`` and the run's name."""
+    return f"{section.to}/{run.resolve().name}"
+
+
+def attempt_of(checkpoint: Checkpoint) -> int:
+    """The number of the attempt that saved it; 0 where it has none."""
+    text = checkpoint.manifest.attempt
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def parcel_of(checkpoint: Checkpoint) -> Parcel:
+    """A committed checkpoint as the uploader needs to know it; reads nothing."""
+    return Parcel(
+        name=checkpoint.path.name,
+        step=checkpoint.step,
+        attempt=attempt_of(checkpoint),
+        digest=hashlib.sha256(manifest_bytes(checkpoint.manifest)).hexdigest(),
+        folder=checkpoint.path,
+        files=checkpoint.manifest.files,
+    )
+
+
+@contextlib.contextmanager
+def leased(section: Upload, run: Path, at_least: int, say: Say) -> Iterator[Lease]:
+    """This process is the one that writes the run in the bucket, until the end of the block.
+
+    ``at_least``: the number of the attempt that begins; the lease's token, which is never smaller,
+    is the attempt's number. Raises RunLocked (another machine), RemoteError, ConfigError.
+    """
+    remote = Remote(url_of(section, run))
+    if not remote.abilities.compare_and_swap:
+        say(f"WARNING: {remote.url} cannot compare and swap: a second machine is not kept out")
+    with acquire(remote, seconds=section.lease_seconds, at_least=at_least, say=say) as lease:
+        yield lease
+
+
+def open_uploader(
+    section: Upload, run: Path, lease: Lease | None, *, all_of_them: bool = False
+) -> Uploader:
+    """The uploader of a run; close it. ``all_of_them``: skip nothing, delete nothing."""
+    keep = Retention(
+        keep_last=section.keep_last,
+        keep_best=section.keep_best,
+        keep_every_steps=section.keep_every_steps,
+    )
+    rate = section.bandwidth_mb_per_second
+    uploader = Uploader(
+        Remote(url_of(section, run)),
+        journal=run / UPLOAD_JOURNAL,
+        attempt=lease.token if lease else 0,
+        lease=lease,
+        parallel_files=section.parallel_files,
+        bandwidth_bytes_per_second=rate * MEGABYTE if rate else None,
+        archive=section.archive,
+        expendable=None if all_of_them else partial(by_policy, keep),
+        skippable=nothing
+        if all_of_them
+        else partial(by_policy, Retention(keep_last=1, keep_best=1)),
+        patience_seconds=60 * section.patience_minutes,
+    )
+    uploader.also(CONFIG_FILE, run / CONFIG_FILE)
+    uploader.also(JOURNAL_FILE, run / JOURNAL_FILE, grows=True)
+    return uploader
+
+
+def by_policy(
+    policy: Retention, steps: Collection[int], scores: Mapping[int, float]
+) -> Collection[int]:
+    """What a retention policy lets go: never the newest, never the best."""
+    return expendable_steps(steps, scores, policy)
+
+
+def nothing(steps: Collection[int], scores: Mapping[int, float]) -> Collection[int]:
+    """Every step stays."""
+    return ()
+
+
+def held_out_losses(run: Path) -> dict[int, float]:
+    """Step -> held-out loss, from the run's journal."""
+    events = read_events(run / JOURNAL_FILE, {"attempt", "evaluation"})
+    found = {event["step"]: event["metrics"]["loss"] for event in timeline(events, "evaluation")}
+    return {step: loss for step, loss in found.items() if isinstance(loss, float)}
+
+
+# ------------------------------------------------------------------ bringing a run back
+
+
+def restore_run(remote: Remote, run: Path, say: Say) -> Restored | None:
+    """Bring the newest whole state of a run to this disk, unless this disk has it.
+
+    None if the bucket holds nothing newer than the newest good checkpoint here. Takes the run's
+    lock meanwhile. Raises RunLocked, CheckpointError, StorageFull, RemoteError.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with RunLock(run / LOCK_FILE):
+        return restore(remote, run, problems_in, say, newer_than=newest_here(run))
+
+
+def newest_here(run: Path) -> tuple[int, int] | None:
+    """(attempt, step) of the newest good checkpoint here, every byte of it read."""
+    local = CheckpointStore(run, attempt="reader").checkpoints()
+    for checkpoint in sorted(local, key=lambda c: (attempt_of(c), c.step), reverse=True):
+        if not verify(checkpoint):
+            return attempt_of(checkpoint), checkpoint.step
+    return None
+
+
+def problems_in(folder: Path) -> list[str]:
+    """Everything that is wrong with a checkpoint's directory, every byte read."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    return verify(Checkpoint(manifest.step, folder, manifest))
+
+
+def begin_fresh(remote: Remote, attempt: int) -> None:
+    """From now on what earlier attempts put into this bucket belongs to another run.
+
+    Nothing is deleted: ``headway upload clean`` does that.
+    """
+    with contextlib.suppress(Exists):
+        remote.put(f"fresh/{attempt:04d}", b"")
+
+
+# ------------------------------------------------------------------ from another process
+
+
+def follow(
+    run: Path,
+    uploader: Uploader,
+    *,
+    until: Callable[[], bool],
+    wait: Callable[[float], object],
+    collected: Callable[[Uploader], None],
+    every_seconds: float = 5.0,
+) -> None:
+    """Send what another process commits, as it appears, until ``until``; the same uploader.
+
+    The other process does not know which checkpoints are being sent: one that it prunes meanwhile
+    is a failed upload, said and passed over, because a newer one is there.
+    """
+    seen: set[str] = set()
+    while not until():
+        store = CheckpointStore(run, attempt="reader")
+        scores = held_out_losses(run)
+        for checkpoint in store.checkpoints():
+            parcel = parcel_of(checkpoint)
+            if parcel.prefix not in seen:
+                seen.add(parcel.prefix)
+                uploader.submit(parcel, scores)
+        collected(uploader)
+        wait(every_seconds)

@@ -1,0 +1,390 @@
+"""The uploader: a thread beside training that has a verified copy of what was saved in the bucket.
+
+Training hands over a checkpoint and goes on. Newest first; where the bucket is slower than the
+saves, what is neither the newest nor among the best is skipped.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from headway.errors import RemoteError
+from headway.upload.layout import Copy, Parcel
+from headway.upload.lease import Lease, LeaseLost
+from headway.upload.ledger import Ledger, read_ledger, verified_copies
+from headway.upload.line import Cut, Line, lower_priority
+from headway.upload.pruning import Expendable, prune
+from headway.upload.remote import Remote
+from headway.upload.run_files import RunFiles
+from headway.upload.sending import Unsendable, send
+
+REST_SECONDS = 60.0
+"""After patience ran out the next try waits for the next save, or for this long."""
+CLOSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadEvent:
+    """Something the run's journal and terminal should know."""
+
+    kind: Literal["sent", "failed", "skipped", "deleted", "warning"]
+    step: int
+    bytes: int = 0
+    seconds: float = 0.0
+    retries: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a person who waits is shown."""
+
+    steps: tuple[int, ...]
+    """Checkpoints that are not verified in the bucket yet; the one being sent is the first."""
+    left_bytes: int
+    """Of all of them, less what was handed over of the one being sent."""
+    bytes_per_second: float | None
+    """Since this attempt's first upload; None before one."""
+    waiting_for: str = ""
+    """The last answer of a bucket that does not work."""
+
+
+class Uploader:
+    """Use it as a context manager; ``drain`` before leaving it, or what is queued is left."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        *,
+        journal: Path,
+        attempt: int,
+        lease: Lease | None = None,
+        parallel_files: int = 4,
+        bandwidth_bytes_per_second: float | None = None,
+        archive: Literal["none", "tar", "tar.zst"] = "none",
+        expendable: Expendable | None = None,
+        skippable: Expendable | None = None,
+        patience_seconds: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], bool] | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """``journal``: the uploader's own, in the run directory. ``attempt``: the lease's token.
+
+        ``expendable`` says what may go from the bucket (None: nothing), ``skippable`` what of the
+        queue need not be sent any more (None: all but the newest). ``clock``, ``pause`` and
+        ``chance`` are for tests.
+        """
+        self.remote = remote
+        self.attempt = attempt
+        self._lease = lease
+        self._threads = parallel_files
+        self._archive = archive
+        self._expendable = expendable
+        self._skippable = skippable or all_but_newest
+        self._clock = clock
+        self._line = Line(
+            patience_seconds=patience_seconds,
+            bytes_per_second=bandwidth_bytes_per_second,
+            clock=clock,
+            pause=pause,
+            chance=chance,
+        )
+        self._ledger = Ledger(journal)
+        known = verified_copies(read_ledger(journal))
+        self._verified: dict[int, str] = {step: prefix for prefix, step in known.items()}
+        self._run_files = RunFiles(attempt)
+        self._changed = threading.Condition()
+        self._queue: dict[int, Parcel] = {}
+        self._in_flight: Parcel | None = None
+        self._sent_before = 0
+        self._busy_seconds = 0.0
+        self._scores: dict[int, float] = {}
+        self._events: list[UploadEvent] = []
+        self._unwritten: list[tuple[str, dict[str, Any]]] = []
+        self._failure: RemoteError | None = None
+        self._resting = False
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    # ------------------------------------------------------------- training's side: never waits
+
+    def submit(self, parcel: Parcel, scores: Mapping[int, float] | None = None) -> None:
+        """Queue a committed checkpoint; one that is verified there already is nothing to do.
+
+        ``scores``: step -> held-out loss as known now, for retention and for what to skip. Returns
+        at once: nothing is read, written or asked here.
+        """
+        with self._changed:
+            if scores is not None:
+                self._scores = dict(scores)
+            known = self._verified.get(parcel.step) == parcel.prefix
+            if self._closing or known or parcel == self._in_flight:
+                return
+            self._queue[parcel.step] = parcel
+            self._skip()
+            self._resting = False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="upload")
+                self._thread.start()
+            self._changed.notify_all()
+
+    def also(self, key: str, path: Path, *, grows: bool = False) -> None:
+        """Send this small file before each manifest, and once more at the end.
+
+        ``grows``: it is a journal: lines are only ever appended.
+        """
+        self._run_files.add(key, path, grows=grows)
+
+    def pending(self) -> frozenset[int]:
+        """Steps queued or in flight: not to be pruned. What was skipped is not among them."""
+        with self._changed:
+            flying = {self._in_flight.step} if self._in_flight else set()
+            return frozenset(self._queue.keys() | flying)
+
+    def verified(self) -> frozenset[int]:
+        """Steps of which the bucket holds a verified copy."""
+        with self._changed:
+            return frozenset(self._verified)
+
+    def collect(self) -> list[UploadEvent]:
+        """What happened since the last call."""
+        with self._changed:
+            events, self._events = self._events, []
+            return events
+
+    def failure(self) -> RemoteError | None:
+        """Why it cannot go on now; None again when a later try succeeded."""
+        with self._changed:
+            return self._failure
+
+    # ------------------------------------------------------------- the end
+
+    def drain(
+        self,
+        *,
+        until: Callable[[], bool],
+        show: Callable[[Progress], None],
+        look_every_seconds: float = 0.2,
+    ) -> bool:
+        """Wait until everything is in the bucket; False if ``until`` said stop or it cannot be.
+
+        A bucket that failed before is tried once more.
+        """
+        with self._changed:
+            self._resting = False
+            self._changed.notify_all()
+        while True:
+            with self._changed:
+                if not self._queue and self._in_flight is None:
+                    return True
+                lost = isinstance(self._failure, LeaseLost)
+                if self._resting or lost or self._thread is None:
+                    return False
+            if until():
+                return False
+            show(self.progress())
+            with self._changed:
+                self._changed.wait(look_every_seconds)
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        with self._changed:
+            flying = [self._in_flight] if self._in_flight else []
+            waiting = [self._queue[step] for step in sorted(self._queue, reverse=True)]
+            moved = self._line.sent_bytes - self._sent_before if flying else 0
+            left = sum(p.bytes for p in waiting) + sum(max(0, p.bytes - moved) for p in flying)
+            rate = self._line.sent_bytes / self._busy_seconds if self._busy_seconds else None
+            return Progress(
+                steps=tuple(parcel.step for parcel in (*flying, *waiting)),
+                left_bytes=left,
+                bytes_per_second=rate,
+                waiting_for=str(self._failure or ""),
+            )
+
+    def close(self, deadline_seconds: float = CLOSE_SECONDS) -> None:
+        """Send the end of the journal if the line works, and stop; what is queued stays unsent."""
+        with self._changed:
+            self._closing = True
+            unfinished = bool(self._queue) or self._in_flight is not None
+            if unfinished or self._failure:
+                self._line.cut()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(deadline_seconds)
+            self._line.cut()
+            self._thread.join(deadline_seconds)
+        self._ledger.close()
+
+    def __enter__(self) -> Uploader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------- the uploader's thread
+
+    def _work(self) -> None:
+        try:
+            lower_priority()
+            while (parcel := self._next()) is not None:
+                self._send(parcel)
+                self._write_down()
+            if not self._line.is_cut:
+                self._run_files.send(self.remote, self._line)
+        except Cut:
+            return
+        except BaseException as error:
+            self._give_up(error)
+
+    def _next(self) -> Parcel | None:
+        """The newest in the queue, as soon as there is one to try; None at the end."""
+        with self._changed:
+            while True:
+                lost = isinstance(self._failure, LeaseLost)
+                if self._line.is_cut or (self._closing and (self._resting or not self._queue)):
+                    return None
+                if self._queue and not self._resting and not lost:
+                    self._in_flight = self._queue.pop(max(self._queue))
+                    self._sent_before = self._line.sent_bytes
+                    return self._in_flight
+                rests = bool(self._queue) and not lost
+                if not self._changed.wait(REST_SECONDS if rests else None):
+                    self._resting = False
+
+    def _send(self, parcel: Parcel) -> None:
+        started, retries, sent = self._clock(), self._line.retries, self._line.sent_bytes
+        failure: RemoteError | None = None
+        outcome, why = "sent", ""
+        try:
+            send(
+                parcel,
+                self.remote,
+                self._line,
+                threads=self._threads,
+                archive=self._archive,
+                before_commit=self._before_commit,
+                on_wrong=lambda what: self._note(UploadEvent(
+                    kind="warning", step=parcel.step, why=what)),
+            )  # fmt: skip
+            self._ledger.append(
+                "sent",
+                sync=True,
+                step=parcel.step,
+                prefix=parcel.prefix,
+                bytes=parcel.bytes,
+                seconds=round(self._clock() - started, 3),
+            )
+        except Cut:
+            outcome = "cut"
+        except Unsendable as error:
+            outcome, why = "failed", str(error)
+        except RemoteError as error:
+            outcome, why, failure = "failed", str(error), error
+        event = UploadEvent(
+            kind="failed" if outcome == "failed" else "sent",
+            step=parcel.step,
+            bytes=self._line.sent_bytes - sent,
+            seconds=self._clock() - started,
+            retries=self._line.retries - retries,
+            why=why,
+        )
+        with self._changed:
+            self._busy_seconds += event.seconds
+            self._failure = failure
+            self._in_flight = None
+            if outcome == "sent":
+                self._verified[parcel.step] = parcel.prefix
+            elif failure is not None or outcome == "cut":
+                self._queue.setdefault(parcel.step, parcel)
+                self._resting = True
+                self._skip()
+            if outcome != "cut":
+                self._events.append(event)
+            if outcome == "failed":
+                self._unwritten.append(("failed", {"step": parcel.step, "why": why}))
+            self._changed.notify_all()
+        if outcome == "sent":
+            self._prune(parcel.step)
+
+    def _before_commit(self) -> None:
+        """The journal up to this save, then the lease; only then the manifest may be sent."""
+        self._run_files.send(self.remote, self._line)
+        if self._lease:
+            self._lease.check()
+
+    def _prune(self, step: int) -> None:
+        if self._expendable is None:
+            return
+        known = set(self._verified.values())
+        try:
+            gone = prune(
+                self.remote,
+                self._line,
+                self._expendable,
+                dict(self._scores),
+                lambda copy: copy.prefix in known,
+                self._lease.check if self._lease else lambda: None,
+            )
+        except RemoteError as error:
+            self._note(UploadEvent(kind="warning", step=step, why=f"nothing was deleted: {error}"))
+            return
+        for copy in gone:
+            self._forget(copy)
+
+    def _forget(self, copy: Copy) -> None:
+        self._ledger.append("deleted", step=copy.step, prefix=copy.prefix)
+        with self._changed:
+            if self._verified.get(copy.step) == copy.prefix:
+                del self._verified[copy.step]
+            self._events.append(UploadEvent(kind="deleted", step=copy.step, bytes=copy.bytes))
+            self._changed.notify_all()
+
+    def _skip(self) -> None:
+        """Drop from the queue what need not be sent any more. Holds the lock already."""
+        steps = [*self._queue, *([self._in_flight.step] if self._in_flight else [])]
+        for step in self._skippable(steps, self._scores):
+            if self._queue.pop(step, None):
+                self._events.append(UploadEvent(kind="skipped", step=step))
+                self._unwritten.append(("skipped", {"step": step}))
+
+    def _note(self, event: UploadEvent) -> None:
+        with self._changed:
+            self._events.append(event)
+
+    def _write_down(self) -> None:
+        """Put what happened meanwhile into the ledger; here, because training never waits."""
+        with self._changed:
+            entries, self._unwritten = self._unwritten, []
+        for name, facts in entries:
+            self._ledger.append(name, **facts)
+
+    def _give_up(self, error: BaseException) -> None:
+        """A fault of our own (or of the disk): said at the next step boundary, never swallowed."""
+        failure = RemoteError(f"the uploader stopped: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        with self._changed:
+            if self._in_flight:
+                self._queue.setdefault(self._in_flight.step, self._in_flight)
+            self._in_flight = None
+            self._failure = failure
+            self._resting = True
+            self._thread = None  # the next save begins another
+            self._changed.notify_all()
+
+
+def all_but_newest(steps: Collection[int], scores: Mapping[int, float]) -> list[int]:
+    """Of what waits, only the newest is worth sending."""
+    return sorted(steps)[:-1]
