@@ -169,7 +169,8 @@ def test_delays_grow_are_bounded_and_spread(ended: int, draw: float) -> None:
     delay = patience.delay_seconds(ended, draw)
     assert delay <= patience.longest_delay_seconds
     assert patience.delay_seconds(ended + 1, draw) >= delay
-    assert patience.delay_seconds(ended, 0.0) <= delay < 2 * patience.delay_seconds(ended, 0.0)
+    assert patience.delay_seconds(ended, 0.0) <= delay <= 2 * patience.delay_seconds(ended, 0.0)
+    assert patience.delay_seconds(ended, 0.0) < patience.delay_seconds(ended, 0.5)
 
 
 def test_what_is_asked_for_once_is_repeated_until_an_attempt_opened_and_never_after(
@@ -442,3 +443,11 @@ def test_a_config_that_cannot_be_used_ends_it_before_the_first_attempt(
     assert supervised(tmp_path / "missing.yaml", [], [], [], None) == 78
     assert "cannot be read" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_minutes_without_a_supervisor_are_refused() -> None:
+    from headway.cli.train import train
+    from headway.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="only --supervise"):
+        train(Path("x.yaml"), hang_minutes=5)

@@ -54,9 +54,12 @@ def train(
     again and again at one place.
     """
     from headway.cli import leave
+    from headway.errors import ConfigError
     from headway.signals import Signals
     from headway.supervise import answer_with_stacks
 
+    if hang_minutes is not None and not supervise:
+        raise ConfigError("--hang-minutes: only --supervise looks for hangs; give both")
     if supervise:
         once = (["--fresh"] if fresh else []) + (["--from", from_step] if from_step else [])
         given = [str(config), *(overrides or []), *(["--json"] if json else [])]

@@ -12,11 +12,12 @@ and the run's lock refuses the next one.
 """
 
 from headway.supervise.child import answer_with_stacks, beat
-from headway.supervise.supervisor import Ears, Patience, Supervisor
+from headway.supervise.supervisor import HEARTBEAT_FILE, Ears, Patience, Supervisor
 from headway.supervise.trace import EVENTS, Trace, trace
 
 __all__ = [
     "EVENTS",
+    "HEARTBEAT_FILE",
     "Ears",
     "Patience",
     "Supervisor",
