@@ -56,6 +56,32 @@ def pretrain(folder: Path) -> dict[str, Any]:
     }
 
 
+def regression(folder: Path) -> dict[str, Any]:
+    def chain(i: int) -> dict[str, Any]:
+        right = [float((i + n) % 3 > 0) for n in range(1 + i % 4)]
+        steps = [f"{WORDS[(i + n) % 8]} {'is' if ok else 'no'}" for n, ok in enumerate(right)]
+        return {
+            "problem": f"What is {WORDS[i % 8]} {i}?",
+            "steps": steps,
+            "targets": right,
+            "group": f"{i}",
+        }
+
+    rows = [chain(i) for i in range(32)]
+    (folder / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "base_model": str(tiny_base(folder)),
+        "tuning": {"kind": "lora", "rank": 4, "alpha": 8},
+        "head": {"hidden": [16], "dropout": 0.1},
+        "max_tokens": 64,
+        "data": {"train": str(folder / "chains.jsonl"), "eval_fraction": 0.25},
+    }
+
+
+def regression_full(folder: Path) -> dict[str, Any]:
+    return {**regression(folder), "tuning": {"kind": "full"}, "read_at": "last", "loss": "mse"}
+
+
 def toy(folder: Path) -> dict[str, Any]:
     return {}
 
@@ -65,6 +91,9 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "sft-merged": ("sft", sft, "merged"),
     "sft-full": ("sft", sft_full, "full"),
     "pretrain": ("pretrain", pretrain, "full"),
+    "regression-lora": ("regression", regression, "adapter"),
+    "regression-merged": ("regression", regression, "merged"),
+    "regression-full": ("regression", regression_full, "full"),
     "toy": ("toy", toy, "weights"),
 }
 """Name -> (recipe, its task section, an export format)."""

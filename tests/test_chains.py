@@ -680,7 +680,7 @@ def test_defect_tail_cut_the_error_at_the_end_of_a_long_chain_is_kept():
     """Seed 002 cut chains after 10 steps, where the errors are."""
     chain = chain_of([1.0] * 14 + [0.0])
     assert 0.0 not in chain.targets[:10], "the control"
-    parts = pieces(chain, max_steps=10)
+    parts = [part for _, part in pieces(chain, max_steps=10)]
     assert [part.targets[-1] for part in parts] == [1.0, 0.0]
     assert parts[-1].steps[-1] == "s 14"
     assert [part.where for part in parts] == ["f:1#steps 1-10", "f:1#steps 6-15"]
@@ -692,7 +692,9 @@ def test_defect_tail_cut_the_error_at_the_end_of_a_long_chain_is_kept():
 )
 def test_each_label_is_in_exactly_one_piece_with_its_context_before_it(targets, max_steps):
     chain = chain_of(targets)
-    parts = pieces(chain, max_steps=max_steps)
+    found = pieces(chain, max_steps=max_steps)
+    assert [first for first, _ in found] == [int(part.steps[0].split()[1]) for _, part in found]
+    parts = [part for _, part in found]
     assert sorted(labelled(parts)) == sorted(labelled([chain]))
     for part in parts:
         assert 1 <= len(part.steps) <= max_steps

@@ -180,9 +180,8 @@ def test_an_export_gives_the_same_outputs_in_a_fresh_process(case: str, tmp_path
     to = tmp_path / "export"
     to.mkdir()
     trained.export(to, CASES[case][2])
-    program, expected = (
-        toy_outputs(trained, to) if case == "toy" else text_outputs(trained, to, CASES[case][2])
-    )
+    outputs = {"toy": toy_outputs, "regression": score_outputs}.get(CASES[case][0], text_outputs)
+    program, expected = outputs(trained, to, CASES[case][2])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
     )
@@ -190,7 +189,7 @@ def test_an_export_gives_the_same_outputs_in_a_fresh_process(case: str, tmp_path
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def toy_outputs(trained: Any, to: Path) -> tuple[str, torch.Tensor]:
+def toy_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:
     x = [[0.1, 0.2, 0.3, 0.4]]
     program = (
         "import json, torch; from safetensors.torch import load_file\n"
@@ -199,6 +198,26 @@ def toy_outputs(trained: Any, to: Path) -> tuple[str, torch.Tensor]:
         "print(json.dumps((h @ w['3.weight'].T + w['3.bias']).tolist()))"
     )
     return program, torch.tensor(trained.predict({"x": x})["y"])
+
+
+def score_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:
+    asked = {"problem": "What is red 3?", "steps": ["red is", "green no"]}
+    base = "None"
+    if format == "adapter":
+        base = f"AutoModelForCausalLM.from_pretrained('{trained.config.task.base_model}')"
+    program = (
+        "import json, torch; from pathlib import Path\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "from headway.recipes.chain_rows import ChainRows\n"
+        "from headway.recipes.chain_view import asked\n"
+        "from headway.recipes.score_export import load_scorer\n"
+        f"scorer, text = load_scorer(Path('{to}'), base={base})\n"
+        f"from dataclasses import replace; chain = replace(asked({asked}), targets=(0.0, 0.0))\n"
+        "x = ChainRows([chain], text).microbatch([0]).inputs\n"
+        "out = scorer(x['input_ids'], x['position_ids'], x['row_ends'], x['at'])\n"
+        "print(json.dumps(out.sigmoid().tolist()))"
+    )
+    return program, torch.tensor(trained.predict(asked)["scores"])
 
 
 def text_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:

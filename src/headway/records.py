@@ -69,6 +69,8 @@ class Evaluation:
     """(prompt, what the model went on with), greedily, where the recipe makes them."""
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Rows to keep beside the metrics, written as NAME.jsonl: predictions, reliability …"""
+    observed: tuple[tuple[float, ...], ...] = ()
+    """Each loss unit's own figures, where the recipe's metrics need them; never written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from headway.engine.precision import autocast
 from headway.engine.steps import on_device
-from headway.engine.task import Task
+from headway.engine.task import Observing, Task
 from headway.engine.world import World
 from headway.errors import DataError
 from headway.records import Evaluation, RowLoss
@@ -48,10 +49,16 @@ def evaluate(
     started = time.perf_counter()
     rows: list[tuple[int, float, float]] = []
     totals: dict[str, float] = {}
+    observed: list[tuple[float, ...]] = []
     with undisturbed(task.model, world.device):
         for microbatch in task.held_out():
             with autocast(precision, world.device):
-                sums = task.loss(task.model, on_device(microbatch.inputs, world.device))
+                inputs = on_device(microbatch.inputs, world.device)
+                if isinstance(task, Observing):
+                    sums, figures = task.observe(task.model, inputs)
+                    observed += map(tuple, figures.double().tolist())
+                else:
+                    sums = task.loss(task.model, inputs)
             values = {name: total.float().tolist() for name, total in sums.items()}
             for name, per_row in values.items():
                 totals[name] = totals.get(name, 0.0) + sum(per_row)
@@ -60,7 +67,10 @@ def evaluate(
                 world.ranks == 1 and interrupted()
             ):  # ranks may hold different numbers of microbatches
                 return None
-    return _summed(totals, rows, step, world, worst_rows, started)
+    found = _summed(totals, rows, step, world, worst_rows, started)
+    if not isinstance(task, Observing):
+        return found
+    return replace(found, observed=tuple(sorted(world.gather(observed))))
 
 
 def _summed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -76,6 +76,15 @@ class Task(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What a person should see before step 1: parameters, data counts, the mix as sampled."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A task whose metrics need every loss unit's own figures, not only their sums."""
+
+    def observe(self, model: nn.Module, inputs: Inputs) -> tuple[RowSums, Tensor]:
+        """What ``loss`` returns and [n, k] figures: ``Evaluation.observed`` gathers them."""
         ...
 
 

@@ -132,7 +132,8 @@ class SftRecipe:
         base = None
         if config.tuning.kind != "full":
             plain = replace(task.context, precision="fp32")
-            base, _ = load_base(config, plain, task.tokenizer, quantized=False)
+            fresh = load_tokenizer(config.base_model, config.revision, task.context.cache)
+            base, _ = load_base(config, plain, fresh, quantized=False)
         return export_model(task, base, to, format)
 
 

@@ -73,8 +73,8 @@ Item = Chain | Drop | Note
 """What a reader yields."""
 
 
-def pieces(chain: Chain, *, max_steps: int) -> list[Chain]:
-    """The chain as pieces of at most ``max_steps`` steps: every label is in exactly one of them.
+def pieces(chain: Chain, *, max_steps: int) -> list[tuple[int, Chain]]:
+    """(first step, piece) of at most ``max_steps`` steps each: every label is in exactly one.
 
     The last piece ends where the chain ends, so no error at the tail is lost. A later piece begins
     with at least ``max_steps // 2`` steps of what came before, their targets None. A piece without
@@ -83,8 +83,9 @@ def pieces(chain: Chain, *, max_steps: int) -> list[Chain]:
     if max_steps < 1:
         raise ValueError(f"a piece holds at least one step, not {max_steps}")
     if len(chain.steps) <= max_steps:
-        return [chain]
-    found, done = [], 0
+        return [(0, chain)]
+    found: list[tuple[int, Chain]] = []
+    done = 0
     while done < len(chain.steps):
         fresh = max_steps - max_steps // 2 if done else max_steps
         end = min(done + fresh, len(chain.steps))
@@ -98,6 +99,6 @@ def pieces(chain: Chain, *, max_steps: int) -> list[Chain]:
                 kinds=chain.kinds[span],
                 where=f"{chain.where}#steps {span.start + 1}-{end}",
             )
-            found.append(piece)
+            found.append((span.start, piece))
         done = end
     return found

@@ -1,0 +1,245 @@
+"""Chains as the model reads them, and the places where it is asked for a number.
+
+One function writes a chain for training, for evaluation and for predict. Each step is followed by a
+special token, or ends at its own last token, and the score of the step is read there: a causal
+model has then seen the problem, all steps before, and this one, never the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from headway.data.chains import Chain, pieces
+from headway.engine.task import Microbatch
+from headway.errors import DataError
+
+BATCH = 2048
+"""Chains that go through the tokenizer together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainText:
+    """How a chain is written."""
+
+    tokenizer: PreTrainedTokenizerBase
+    problem_format: str
+    evidence_format: str
+    token: str | None
+    """Stands after each step and is where its score is read; None: the step's own last token."""
+    max_tokens: int
+    low: float
+    high: float
+
+    def prompt(self, chain: Chain) -> str:
+        """What stands before the first step."""
+        problem = self.problem_format.format(problem=chain.problem) if chain.problem else ""
+        evidence = self.evidence_format.format(evidence="\n".join(chain.evidence))
+        return (evidence if chain.evidence else "") + problem
+
+    def encode(self, chains: Sequence[Chain]) -> list[ChainRow]:
+        """One row per chain. Steps that do not fit into ``max_tokens`` have no score."""
+        texts: list[str] = []
+        for chain in chains:
+            texts += [self.prompt(chain), *(step.strip() for step in chain.steps)]
+        ids = iter(self._ids(texts) if texts else ())
+        return [self._row(chain, next(ids), [next(ids) for _ in chain.steps]) for chain in chains]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return found
+
+    def _row(self, chain: Chain, prompt: list[int], steps: list[list[int]]) -> ChainRow:
+        begin = [self.tokenizer.bos_token_id] if _adds_bos(self.tokenizer) else []
+        [newline] = self._ids(["\n"])
+        mark = [] if self.token is None else self._ids([self.token])[0]
+        written = [step + mark + newline for step in steps]
+        first = self._first_that_fits(len(begin) + len(prompt), written, chain)
+        ids, at, targets, places = begin + prompt, [], [], []
+        lost = 0
+        for place in range(first, len(steps)):
+            ids = ids + written[place]
+            target = chain.targets[place]
+            if target is None:
+                continue
+            read_at = len(ids) - len(newline) - 1
+            if read_at >= self.max_tokens:
+                lost += 1
+                continue
+            at.append(read_at)
+            places.append(place)
+            targets.append(self._scaled(target, chain, place))
+        return ChainRow(
+            ids=np.array(ids[: self.max_tokens], dtype=np.int32),
+            at=np.array(at, dtype=np.int64),
+            targets=np.array(targets, dtype=np.float32),
+            steps=np.array(places, dtype=np.int64),
+            lost=lost,
+            full_tokens=len(ids),
+        )
+
+    def _first_that_fits(self, before: int, written: list[list[int]], chain: Chain) -> int:
+        """Steps without a label at the beginning are context: the oldest make room."""
+        first, tokens = 0, before + sum(map(len, written))
+        while (
+            tokens > self.max_tokens and chain.targets[first] is None and first < len(written) - 1
+        ):
+            tokens -= len(written[first])
+            first += 1
+        return first
+
+    def _scaled(self, target: float, chain: Chain, place: int) -> float:
+        if not self.low <= target <= self.high:
+            raise DataError(
+                f"{chain.where}: step {place + 1} has the target {target:g}, outside of "
+                f"task.target_range [{self.low:g}, {self.high:g}]; widen the range or mend the data"
+            )
+        return (target - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainRow:
+    """One chain as tokens."""
+
+    ids: NDArray[np.int32]
+    """[tokens]"""
+    at: NDArray[np.int64]
+    """[n] where a score is read."""
+    targets: NDArray[np.float32]
+    """[n] in [0, 1]."""
+    steps: NDArray[np.int64]
+    """[n] which step of the chain each is."""
+    lost: int
+    """Labelled steps that did not fit."""
+    full_tokens: int
+    """How many tokens the chain would have without a limit."""
+
+
+@dataclass
+class ChainRows:
+    """The chains of one split as rows, long ones in pieces. A row without a label is left out."""
+
+    chains: Sequence[Chain]
+    text: ChainText
+    max_steps: int | None = None
+    source_sizes: Sequence[int] = ()
+    """Chains of each source, in order."""
+    rows: list[ChainRow] = field(default_factory=list, init=False)
+    chain_of: list[int] = field(default_factory=list, init=False)
+    """Which chain each row is, or is a piece of."""
+    first_step: list[int] = field(default_factory=list, init=False)
+    """Which step of its chain a row's first step is."""
+    sizes: list[int] = field(default_factory=list, init=False)
+    """Rows of each source."""
+    lost_steps: int = field(default=0, init=False)
+    split_chains: int = field(default=0, init=False)
+    emptied: int = field(default=0, init=False)
+    """Rows left out because no label fits into ``max_tokens``."""
+
+    def __post_init__(self) -> None:
+        parts: list[tuple[int, int, Chain]] = []
+        for number, chain in enumerate(self.chains):
+            found = pieces(chain, max_steps=self.max_steps or len(chain.steps))
+            self.split_chains += len(found) > 1
+            parts += [(number, first, piece) for first, piece in found if piece.labels]
+        for start in range(0, len(parts), BATCH):
+            batch = parts[start : start + BATCH]
+            for (number, offset, _), row in zip(
+                batch, self.text.encode([piece for *_, piece in batch]), strict=True
+            ):
+                self.lost_steps += row.lost
+                if len(row.at) == 0:
+                    self.emptied += 1
+                    continue
+                self.rows.append(row)
+                self.chain_of.append(number)
+                self.first_step.append(offset)
+        ends = np.cumsum(self.source_sizes or [len(self.chains)])
+        owner = np.searchsorted(ends, self.chain_of, side="right")
+        self.sizes = np.bincount(owner, minlength=len(ends)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def mean_target(self) -> float:
+        """Mean label in [0, 1] over all loss units."""
+        return float(np.concatenate([row.targets for row in self.rows]).mean(dtype=np.float64))
+
+    @property
+    def sha256(self) -> str:
+        """Names the content: ids, places and targets of every row."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            for part in (row.ids, row.at, row.targets):
+                digest.update(len(part).to_bytes(8, "little"))
+                digest.update(part.tobytes())
+        return digest.hexdigest()
+
+    def lines(self) -> list[str]:
+        """What became of chains that are too long."""
+        found = []
+        if self.split_chains:
+            found.append(
+                f"  {self.split_chains:,} chains of more than {self.max_steps} steps split"
+            )
+        if self.lost_steps:
+            found.append(
+                f"  {self.lost_steps:,} labelled steps beyond max_tokens ({self.text.max_tokens}) "
+                f"are not trained on, {self.emptied:,} rows of them with nothing left"
+            )
+        return found
+
+    def microbatch(self, rows: Sequence[int]) -> Microbatch:
+        """Rows end to end. Index tensors are int64, all on the CPU.
+
+        Inputs: ``input_ids``, ``position_ids`` [1, tokens], ``row_ends``, ``at`` [n] (where scores
+        are read), ``targets`` [n] in [0, 1], ``row_of_target`` [n], ``rows``, and ``units`` [n, 2]:
+        the number of the row, and of the step in its chain.
+        """
+        parts = [self.rows[row] for row in rows]
+        lengths = [len(part.ids) for part in parts]
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        counts = [len(part.at) for part in parts]
+        tensors: dict[str, Any] = {
+            "input_ids": np.concatenate([part.ids for part in parts])[None].astype(np.int64),
+            "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
+            "at": np.concatenate([s + part.at for s, part in zip(starts, parts, strict=True)]),
+            "targets": np.concatenate([part.targets for part in parts]),
+            "row_of_target": np.repeat(np.arange(len(rows)), counts),
+            "units": np.concatenate(
+                [
+                    np.stack([np.full(len(part.at), row), self.first_step[row] + part.steps], 1)
+                    for row, part in zip(rows, parts, strict=True)
+                ]
+            ),
+        }
+        return Microbatch(
+            inputs={
+                **{name: torch.from_numpy(value) for name, value in tensors.items()},
+                "row_ends": ends.tolist(),
+                "rows": len(rows),
+            },
+            rows=tuple(rows),
+            weights=tuple(float(count) for count in counts),
+            tokens=sum(lengths),
+        )
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether this tokenizer begins a text with its own token."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

@@ -1,0 +1,300 @@
+"""Teach a language model to put a number on each step of a chain, or on a whole text.
+
+The number is read off the hidden state at a special token after the step (or at the step's last
+token) by a small MLP; the model trains whole, by LoRA or by QLoRA. A text with one score is a chain
+of one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from headway.config import CLOSED
+from headway.data.chains import Chain, ChainData, load_chains
+from headway.data.order import Mixture
+from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
+from headway.errors import ConfigError, DataError
+from headway.models.hub import load_tokenizer
+from headway.models.score import HeadShape, LossName, Scorer, score_loss
+from headway.models.tuning import Lora, Tuning
+from headway.recipes.batching import Order, drawn, groups, rows_of_step
+from headway.recipes.chain_rows import ChainRows, ChainText
+from headway.recipes.chain_view import answered, asked, predictions_of, scored_of, shown
+from headway.recipes.language_model import counts, load_base, load_model
+from headway.recipes.score_export import export_scorer, saved_scorer
+from headway.recipes.score_metrics import measure, reliability
+from headway.records import Evaluation, Finding
+
+
+class RegressionConfig(BaseModel):
+    """What to train, on which labels, and where the numbers are read."""
+
+    model_config = CLOSED
+
+    base_model: str
+    """A hub name, a folder, a GGUF file, or `package:NAME/FILE` inside an installed package."""
+    revision: str | None = None
+    """Commit or tag on the hub; left out: the newest."""
+    tuning: Tuning = Field(default=Lora(), validate_default=True)
+    """Which parameters of the language model train: `full`, `lora` or `qlora`. The head always
+    does."""
+    head: HeadShape = HeadShape()
+    """The MLP between a hidden state and its number."""
+    read_at: Literal["token", "last"] = "token"
+    """Where a step's number is read: at a special token after it, or at its own last token."""
+    token: str = "<CONFIDENCE>"
+    """The special token; its embedding row trains in every mode."""
+    loss: LossName = "bce"
+    """`mse`, `huber`, or `bce`: cross-entropy against the target as a soft label."""
+    huber_delta: float = Field(default=0.1, gt=0)
+    """`huber` only: errors above this, as a share of the range, count linearly."""
+    target_range: tuple[float, float] = Field(default=(0.0, 1.0), strict=False)
+    """Lowest and highest number there can be. A target outside of it is an error."""
+    max_tokens: int = Field(default=1024, ge=8)
+    """Longest row in tokens; labelled steps beyond it are counted and not trained on."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Longer chains are split into rows of so many steps, the later ones with the steps before
+    them as context; left out: never."""
+    problem_format: str = "Problem: {problem}\n\nSolution:\n"
+    """What stands before the steps; `{problem}` is filled in. Left away where there is none."""
+    evidence_format: str = "Evidence:\n{evidence}\n\n"
+    """Stands before the problem where a source gives evidence."""
+    data: ChainData
+    """Where labelled chains come from."""
+
+    @field_validator("target_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"the lowest number comes first, and they differ: not {list(value)}")
+        return value
+
+    @field_validator("problem_format", "evidence_format")
+    @classmethod
+    def _has_its_place(cls, value: str, info: Any) -> str:
+        place = "{" + info.field_name.removesuffix("_format") + "}"
+        if value.count(place) != 1:
+            raise ValueError(f"must hold {place} once")
+        return value
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """New tokens of the model."""
+        return (self.token,) if self.read_at == "token" else ()
+
+
+@dataclass
+class RegressionTask:
+    """A scorer and the chains it learns from."""
+
+    model: Scorer
+    text: ChainText
+    config: RegressionConfig
+    context: BuildContext
+    train: ChainRows | None = None
+    held: ChainRows | None = None
+    order: Order = field(default=lambda positions: positions)
+    rows_per_epoch: int = 0
+    tokens_per_epoch: int = 0
+    train_mean: float | None = None
+    """Mean training label, in the labels' own unit: what a constant would answer."""
+    described: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one that chains are written with."""
+        return self.text.tokenizer
+
+    def batch_at(self, step: int) -> list[Microbatch]:
+        """This rank's share of the batch after ``step``: a pure function."""
+        assert self.train is not None
+        return list(self._cut(self.train, rows_of_step(self.order, step, self.context)))
+
+    def held_out(self) -> Iterator[Microbatch]:
+        """This rank's held-out rows in file order, or a part of them drawn by the seed."""
+        if self.held is not None:
+            rows = drawn(len(self.held), self.context)[self.context.rank :: self.context.ranks]
+            yield from self._cut(self.held, rows.tolist())
+
+    def _cut(self, source: ChainRows, rows: Sequence[int]) -> Iterator[Microbatch]:
+        def length_of(row: int) -> int:
+            return len(source.rows[row].ids)
+
+        for group in groups(rows, length_of, self.model.language, self.context):
+            yield source.microbatch(group)
+
+    def loss(self, model: Any, inputs: Inputs) -> RowSums:
+        """Sums over each row's scores: ``loss``, and ``absolute_error`` in the labels' unit."""
+        return self.observe(model, inputs)[0]
+
+    def observe(self, model: Any, inputs: Inputs) -> tuple[RowSums, Tensor]:
+        """Also [n, 4]: number of the row, step in its chain, predicted, target."""
+        logits = model(
+            inputs["input_ids"], inputs["position_ids"], inputs["row_ends"], inputs["at"]
+        )
+        targets = inputs["targets"]
+        losses = score_loss(logits, targets, self.config.loss, self.config.huber_delta)
+        low, high = self.config.target_range
+        predicted = low + (high - low) * logits.detach().sigmoid()
+        truth = low + (high - low) * targets
+        zeros = torch.zeros(inputs["rows"], device=logits.device)
+        rows = inputs["row_of_target"]
+        sums = {
+            "loss": zeros.index_add(0, rows, losses),
+            "absolute_error": zeros.index_add(0, rows, (predicted - truth).abs()),
+        }
+        units = inputs["units"].double()
+        return sums, torch.cat([units, torch.stack([predicted, truth], 1).double()], 1)
+
+    def saved(self) -> SavedModel:
+        """Adapter or whole model, tokenizer, head, and what the head's number means."""
+        return saved_scorer(self)
+
+    def facts(self) -> dict[str, Any]:
+        """Counts of parameters and data, and the identities that must not change within a run."""
+        return {**counts(self.model), **self.described}
+
+    @torch.no_grad()
+    def scores(self, chains: Sequence[Chain]) -> list[list[float | None]]:
+        """A number for each step of each chain, in the labels' unit; None beyond max_tokens."""
+        low = self.config.target_range[0]
+        unlabelled = [replace(chain, targets=(low,) * len(chain.steps)) for chain in chains]
+        found: list[list[float | None]] = [[None] * len(chain.steps) for chain in chains]
+        rows = ChainRows(unlabelled, self.text)
+        device = next(self.model.parameters()).device
+        for microbatch in self._cut(rows, range(len(rows))):
+            if not microbatch.rows:
+                continue
+            inputs = {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in microbatch.inputs.items()
+            }
+            _, figures = self.observe(self.model, inputs)
+            for row, step, predicted, _ in figures.tolist():
+                found[rows.chain_of[int(row)]][int(step)] = predicted
+        return found
+
+
+class RegressionRecipe:
+    """The recipe ``regression``."""
+
+    Config = RegressionConfig
+
+    def build(self, config: RegressionConfig, context: BuildContext) -> RegressionTask:
+        """Tokenizer, model, head and rows. Raises ConfigError or DataError with what to do."""
+        if context.compile:
+            raise ConfigError(
+                "hardware.compile: regression rows differ in length, so every step would compile "
+                "again; set it to false"
+            )
+        tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+        language, described = load_model(config, context, tokenizer)
+        torch.manual_seed(context.seed)
+        task = RegressionTask(
+            model=Scorer(language, config.head),
+            text=chain_text(config, tokenizer),
+            config=config,
+            context=context,
+            described=described,
+        )
+        return with_chains(task) if context.data else task
+
+    def checks(self, config: RegressionConfig) -> list[Finding]:
+        """Nothing that the build does not refuse itself."""
+        return []
+
+    def measure(self, task: RegressionTask, evaluation: Evaluation) -> Evaluation:
+        """Every metric beside a constant's, the predictions, and the worst chains as text."""
+        held = task.held
+        assert held is not None
+        low, high = task.config.target_range
+        scored = scored_of(held, evaluation.observed)
+        metrics, baselines = measure(scored, low=low, high=high, train_mean=task.train_mean)
+        predictions = predictions_of(held, scored)
+        by_row = {(line["chain"], line["step"]): line for line in predictions}
+        return replace(
+            evaluation,
+            metrics={"loss": evaluation.metrics["loss"], **metrics},
+            baselines={**evaluation.baselines, **baselines},
+            worst=tuple(
+                replace(row, shown=shown(held, row.row, by_row)) for row in evaluation.worst
+            ),
+            tables={"predictions": predictions, "reliability": reliability(scored, low, high)},
+            observed=(),
+        )
+
+    def predict(self, task: RegressionTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``problem`` and ``steps`` (or ``prompt``: one text) -> a score each, and the first
+        doubtful step."""
+        chain = asked(request)
+        task.model.eval()
+        middle = sum(task.config.target_range) / 2
+        return answered(chain, task.scores([chain])[0], middle)
+
+    def export(
+        self, task: RegressionTask, config: RegressionConfig, to: Path, format: str
+    ) -> Mapping[str, Any]:
+        """``adapter``, ``merged`` or ``full``, the head beside it; reloaded and compared."""
+        base = None
+        if config.tuning.kind != "full":
+            plain = replace(task.context, precision="fp32")
+            fresh = load_tokenizer(config.base_model, config.revision, task.context.cache)
+            base, _ = load_base(config, plain, fresh, quantized=False)
+        return export_scorer(task, base, to, format)
+
+
+def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> ChainText:
+    """How this config writes a chain."""
+    return ChainText(
+        tokenizer=tokenizer,
+        problem_format=config.problem_format,
+        evidence_format=config.evidence_format,
+        token=config.token if config.read_at == "token" else None,
+        max_tokens=config.max_tokens,
+        low=config.target_range[0],
+        high=config.target_range[1],
+    )
+
+
+def with_chains(task: RegressionTask) -> RegressionTask:
+    """The task with its training and held-out rows; the head starts at the mean label."""
+    config, context = task.config, task.context
+    splits = load_chains(config.data, seed=context.seed)
+    train = ChainRows(splits.train, task.text, config.max_steps, splits.sizes)
+    held = None
+    if splits.held_out:
+        held = ChainRows(splits.held_out, task.text, config.max_steps)
+    for source, size in zip(config.data.train, train.sizes, strict=True):
+        if size == 0:
+            raise DataError(
+                f"{source.path}: no labelled step of it fits into task.max_tokens "
+                f"({config.max_tokens}); raise it or leave the source out"
+            )
+    mixture = Mixture(train.sizes, config.data.weights, context.seed)
+    low, high = config.target_range
+    task.model.head.start_at(train.mean_target)
+    return replace(
+        task,
+        train=train,
+        held=held,
+        order=mixture.rows_at,
+        rows_per_epoch=mixture.rows_per_epoch,
+        tokens_per_epoch=train.tokens,
+        train_mean=low + (high - low) * train.mean_target,
+        described={
+            **task.described,
+            "data": [*splits.report.lines(), *train.lines(), *(held.lines() if held else ())],
+            "identities": {**task.described["identities"], "data": train.sha256[:16]},
+        },
+    )
+
+
+RECIPE = RegressionRecipe()
