@@ -29,7 +29,7 @@ from headway.upload import (
     restore,
 )
 from headway.upload.faults import Exists
-from headway.upload.restore import UPLOAD_JOURNAL
+from headway.upload.restoring import UPLOAD_JOURNAL
 
 JOURNAL_FILE, CONFIG_FILE, LOCK_FILE = "journal.jsonl", "config.yaml", "lock"
 MEGABYTE = 1_000_000

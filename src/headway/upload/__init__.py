@@ -16,7 +16,7 @@ from headway.upload.lease import Lease, LeaseLost, acquire
 from headway.upload.line import Line
 from headway.upload.pruning import clean, leftovers
 from headway.upload.remote import Remote
-from headway.upload.restore import RemoteCheckpoint, Restored, remote_checkpoints, restore
+from headway.upload.restoring import RemoteCheckpoint, Restored, remote_checkpoints, restore
 from headway.upload.uploader import Progress, Uploader, UploadEvent
 
 __all__ = [

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from headway.errors import ConfigError, RemoteError
-from headway.upload.layout import FileFact, Parcel
+from headway.errors import ConfigError
+from headway.upload.layout import Bad, FileFact, Parcel
 
 Kind = Literal["tar", "tar.zst"]
 ZSTD_LEVEL = 3
@@ -53,7 +53,7 @@ def packed(parcel: Parcel, kind: Kind) -> Iterator[Path]:
 def unpacked(archive: Path, to: Path, facts: Mapping[str, FileFact]) -> None:
     """Write exactly the files of ``facts`` below ``to``; never a link, never another name.
 
-    Their content is for the caller to verify. Raises RemoteError when the archive has another
+    Their content is for the caller to verify. Raises Bad when the archive has another
     member, or one of another size.
     """
     left = dict(facts)
@@ -65,15 +65,15 @@ def unpacked(archive: Path, to: Path, facts: Mapping[str, FileFact]) -> None:
                     fact = left.pop(member.name, None)
                     source = tar.extractfile(member) if member.isreg() else None
                     if fact is None or source is None or member.size != fact.bytes:
-                        raise RemoteError(f"{archive.name} holds an unexpected {member.name!r}")
+                        raise Bad(f"{archive.name} holds an unexpected {member.name!r}")
                     target = to / member.name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("xb") as out:
                         shutil.copyfileobj(source, out, _BLOCK_BYTES)
     except (tarfile.TarError, EOFError) as error:
-        raise RemoteError(f"{archive.name} is damaged: {error}") from error
+        raise Bad(f"{archive.name} is damaged: {error}") from error
     if left:
-        raise RemoteError(f"{archive.name} lacks {sorted(left)[:3]}")
+        raise Bad(f"{archive.name} lacks {sorted(left)[:3]}")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
+from headway.errors import RemoteError
 from headway.upload.objects import RemoteFile
 
 MANIFEST_NAME = "manifest.json"
@@ -37,6 +38,10 @@ _SEGMENT = re.compile(r"run/(.+)/(\d{4,})-(\d{12,})-(\d{12,})-([0-9a-f]{12})")
 _FRESH = re.compile(r"fresh/(\d{4,})")
 _ARCHIVE = re.compile(r"archive-(\d+)-([0-9a-f]{64})\.(tar|tar\.zst)")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:]")
+
+
+class Bad(RemoteError):
+    """One copy in the bucket is not what it should be; another may be."""
 
 
 class FileFact(Protocol):

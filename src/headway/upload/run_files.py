@@ -8,14 +8,27 @@ from byte 0: a prefix of it, whatever was interrupted.
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headway.upload.layout import DIGEST_DIGITS, RUN_FILES, Segment, Version, chain, segments
+from headway.upload.layout import (
+    DIGEST_DIGITS,
+    RUN_FILES,
+    Segment,
+    Version,
+    chain,
+    is_safe,
+    newest_versions,
+    segments,
+)
 from headway.upload.line import Line
+from headway.upload.objects import RemoteFile
 from headway.upload.remote import Remote
-from headway.upload.sending import held, of_bytes, put, read_regular
+from headway.upload.sending import TRIES_PER_FILE, held, of_bytes, put, read_regular
 
 
 @dataclass
@@ -108,3 +121,86 @@ def common_bytes(key: str, data: bytes, remote: Remote, line: Line) -> int:
 def short(data: bytes) -> str:
     """The first digits of the SHA-256, as names hold them."""
     return hashlib.sha256(data).hexdigest()[:DIGEST_DIGITS]
+
+
+# ------------------------------------------------------------------ the way back
+
+
+def bring(
+    objects: Sequence[RemoteFile],
+    since: int,
+    remote: Remote,
+    line: Line,
+    run_folder: Path,
+    show: Callable[[str], None],
+) -> dict[str, int]:
+    """The config if there is none here, and the journal as far as its pieces follow on."""
+    came: dict[str, int] = {}
+    for version in newest_versions(objects, since).values():
+        target = run_folder / version.file
+        if not is_safe(version.file) or target.exists():
+            continue
+        data = read_small(version.key, version.digest, remote, line)
+        if data is None:
+            show(f"WARNING: {version.key} is damaged: not restored")
+            continue
+        write_new(target, data)
+        came[version.file] = len(data)
+    pieces = segments([o for o in objects if o.key.startswith(RUN_FILES)], since)
+    for name in sorted({piece.file for piece in pieces}):
+        if not is_safe(name):
+            continue
+        whole_lines = b""
+        for piece in chain(p for p in pieces if p.file == name):
+            data = read_small(piece.key, piece.digest, remote, line)
+            if data is None:
+                show(f"WARNING: {piece.key} is damaged: {name} ends before it")
+                break
+            whole_lines += data
+        if merged(run_folder / name, whole_lines):
+            came[name] = len(whole_lines)
+    return came
+
+
+def read_small(key: str, digest: str, remote: Remote, line: Line) -> bytes | None:
+    """A small object, read again when it came out other than its name says; None: always."""
+    for _ in range(TRIES_PER_FILE):
+        data = line.ask(lambda: remote.read(key))
+        if short(data) == digest:
+            return data
+    return None
+
+
+def merged(target: Path, data: bytes) -> bool:
+    """Make a growing file at least as long as the bucket's; False if it was already.
+
+    Where the two went different ways the bucket's counts, and the local one is kept beside it.
+    """
+    there = target.read_bytes() if target.exists() else b""
+    if not data or there.startswith(data):
+        return False
+    if not data.startswith(there):
+        target.rename(target.with_name(f"{target.name}.replaced-{secrets.token_hex(4)}"))
+    write_new(target, data)
+    return True
+
+
+def write_new(target: Path, data: bytes) -> None:
+    """Write a small file whole: beside, synced, then renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.restore-{secrets.token_hex(4)}")
+    with beside.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -13,39 +13,35 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headway.errors import CheckpointError, RemoteError, StorageFull
+from headway.errors import CheckpointError, StorageFull
 from headway.upload.archive import unpacked
 from headway.upload.faults import Refused
 from headway.upload.layout import (
     MANIFEST_NAME,
-    RUN_FILES,
+    Bad,
     Copy,
     Fact,
     archive_fact,
     archive_of,
-    chain,
     copies,
     first_attempt,
     is_safe,
     lacking,
-    newest_versions,
-    segments,
     standing,
 )
 from headway.upload.ledger import Ledger
 from headway.upload.line import Line, in_parallel
-from headway.upload.objects import RemoteFile
 from headway.upload.remote import Remote
-from headway.upload.run_files import short
+from headway.upload.run_files import bring, read_small, sync
+from headway.upload.sending import TRIES_PER_FILE
 
 LARGEST_MANIFEST_BYTES = 64 << 20
 RESERVE_BYTES = 256 << 20
-TRIES_PER_FILE = 3
 UPLOAD_JOURNAL = "upload.jsonl"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -53,10 +49,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 Verify = Callable[[Path], list[str]]
 """What is wrong with a checkpoint's directory, in words; empty if it is good."""
 Say = Callable[[str], None]
-
-
-class Bad(RemoteError):
-    """One copy in the bucket is not what it should be; another may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +135,7 @@ def restore(
             passed_over.append(f"{copy.name} (attempt {copy.attempt}) in the bucket: {error}")
             show(f"WARNING: {passed_over[-1]}; trying the one before it")
             continue
-        came = bring_run_files(objects, since, remote, line, run_folder, show)
+        came = bring(objects, since, remote, line, run_folder, show)
         put_in_place(copy, fetched, run_folder)
         ledger = Ledger(run_folder / UPLOAD_JOURNAL)
         ledger.append("sent", sync=True, step=copy.step, prefix=copy.prefix, restored=True)
@@ -171,7 +163,9 @@ def whole(copy: Copy, remote: Remote, line: Line) -> tuple[bytes, dict[str, Fact
     listed = copy.files[MANIFEST_NAME]
     if listed.bytes > LARGEST_MANIFEST_BYTES:
         raise Bad(f"its manifest has {listed.bytes} bytes: not a manifest")
-    data = line.ask(lambda: remote.read(listed.key))
+    data = read_small(listed.key, copy.digest, remote, line)
+    if data is None:
+        raise Bad("its manifest is damaged (its folder is named after another)")
     facts = parsed(data, copy)
     missing = lacking(facts, copy.files)
     if missing:
@@ -180,9 +174,7 @@ def whole(copy: Copy, remote: Remote, line: Line) -> tuple[bytes, dict[str, Fact
 
 
 def parsed(data: bytes, copy: Copy) -> dict[str, Fact]:
-    """The files that a manifest lists. Bad unless it is the one its folder is named after."""
-    if short(data) != copy.digest:
-        raise Bad("its manifest is damaged (its folder is named after another)")
+    """The files that a manifest lists. Raises Bad."""
     try:
         tree: dict[str, Any] = json.loads(data)
         if tree["step"] != copy.step:
@@ -301,83 +293,9 @@ def refuse_full_disk(
         )
 
 
-# ------------------------------------------------------------------ config and journal
-
-
-def bring_run_files(
-    objects: Sequence[RemoteFile],
-    since: int,
-    remote: Remote,
-    line: Line,
-    run_folder: Path,
-    show: Say,
-) -> dict[str, int]:
-    """The config if there is none here, and the journal as far as its pieces follow on."""
-    came: dict[str, int] = {}
-    for version in newest_versions(objects, since).values():
-        target = run_folder / version.file
-        if not is_safe(version.file) or target.exists():
-            continue
-        data = line.ask(lambda v=version: remote.read(v.key))  # type: ignore[misc]
-        if short(data) != version.digest:
-            show(f"WARNING: {version.key} is damaged: not restored")
-            continue
-        write_new(target, data)
-        came[version.file] = len(data)
-    pieces = segments([o for o in objects if o.key.startswith(RUN_FILES)], since)
-    for name in sorted({piece.file for piece in pieces}):
-        if not is_safe(name):
-            continue
-        whole_lines = b""
-        for piece in chain(p for p in pieces if p.file == name):
-            data = line.ask(lambda p=piece: remote.read(p.key))  # type: ignore[misc]
-            if short(data) != piece.digest:
-                show(f"WARNING: {piece.key} is damaged: {name} ends before it")
-                break
-            whole_lines += data
-        if merged(run_folder / name, whole_lines):
-            came[name] = len(whole_lines)
-    return came
-
-
-def merged(target: Path, data: bytes) -> bool:
-    """Make a growing file at least as long as the bucket's; False if it was already.
-
-    Where the two went different ways the bucket's counts, and the local one is kept beside it.
-    """
-    there = target.read_bytes() if target.exists() else b""
-    if not data or there.startswith(data):
-        return False
-    if not data.startswith(there):
-        target.rename(target.with_name(f"{target.name}.replaced-{secrets.token_hex(4)}"))
-    write_new(target, data)
-    return True
-
-
-def write_new(target: Path, data: bytes) -> None:
-    """Write a small file whole: beside, synced, then renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.restore-{secrets.token_hex(4)}")
-    with beside.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(target)
-    sync(target.parent)
-
-
 def sync_tree(root: Path) -> None:
     """Wait until every file and name below ``root`` is on disk."""
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
             sync(Path(folder, name))
         sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
