@@ -48,6 +48,7 @@ def connected(patience_seconds: float) -> Any:
 def explained(doing: str) -> Iterator[None]:
     """botocore's exceptions as ours."""
     from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
     try:
@@ -65,7 +66,7 @@ def explained(doing: str) -> Iterator[None]:
         raise Refused(
             f"{doing}: {error}", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         ) from None
-    except (boto.HTTPClientError, boto.ResponseParserError, boto.ReadTimeoutError) as error:
+    except (boto.HTTPClientError, ResponseParserError, boto.ReadTimeoutError) as error:
         raise unanswered(doing, error) from None
     except (boto.IncompleteReadError, HTTPError, ConnectionError, TimeoutError) as error:
         raise unanswered(doing, error) from None

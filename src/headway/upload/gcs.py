@@ -35,7 +35,7 @@ from headway.upload.faults import (
     unanswered,
 )
 from headway.upload.objects import (
-    READ_BYTES,
+    BLOCK_BYTES,
     Abilities,
     Moved,
     RemoteFile,
@@ -127,7 +127,7 @@ class GoogleStore:
             if is_part and answer.status_code != 206:
                 self.abilities = replace(self.abilities, ranges=False)
                 raise Temporary(f"{doing}: the store ignores ranges; it is read whole from now on")
-            blocks = answer.iter_content(READ_BYTES)
+            blocks = answer.iter_content(BLOCK_BYTES)
             while True:
                 with _explained(doing):
                     block = next(blocks, None)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-BLOCK_BYTES = 256 << 10
-"""How often ``sent`` is called: a bandwidth limit is kept to within this much a connection."""
+BLOCK_BYTES = 128 << 10
+"""How often ``sent`` and ``got`` are called: a bandwidth limit is kept to within this much a
+connection, and this much is read again when one breaks."""
 
 READ_BYTES = 1 << 20
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -164,6 +165,23 @@ class Remote:
         gone = self._store.abandon(self._prefix + prefix, before)
         return [name.removeprefix(self._prefix) for name in gone]
 
+    def read_part(self, file: RemoteFile, start: int, stop: int) -> bytes:
+        """Bytes ``[start, stop)`` of this version of an object, in one request."""
+        blocks: list[bytes] = []
+        self._store.fetch(replace(file, key=self._name(file.key)), start, stop, blocks.append)
+        return b"".join(blocks)
+
+    def refuses_a_stale_replace(self, key: str) -> bool:
+        """Write the object twice, the second time as if the first had not been: for ``probe``."""
+        name = self._name(key)
+        before = self._store.head(name)
+        self._store.put(name, secrets.token_bytes(16), False, _nothing)
+        try:
+            self._store.swap(name, b"stale", before.tag if before else None)
+        except Changed:
+            return True
+        return False
+
     def _name(self, key: str) -> str:
         """The whole name of a key. Raises ConfigError for one that is no plain relative path."""
         name = self._prefix + key
@@ -214,23 +232,24 @@ def _fill_range(
     at, in_vain = start, 0
 
     def take(block: bytes) -> None:
-        nonlocal at, in_vain
+        nonlocal at
         if stopped.is_set():
             raise Stopped
         block = block[: stop - at]
         written = 0
         while written < len(block):
             written += os.pwrite(fd, block[written:], at + written)
-        at, in_vain = at + len(block), 0
+        at += len(block)
         got(len(block))
 
     while at < stop:
+        begun = at
         try:
             store.fetch(file, at, stop, take)
             if at < stop:
                 raise Temporary(f"reading {file.key}: {stop - at} bytes of a range are missing")
         except Temporary as error:
-            in_vain += 1
+            in_vain = in_vain + 1 if at == begun else 0
             if in_vain == TRIES_WITHOUT_A_BYTE or error.retry_after_seconds:
                 raise
             if not store.abilities.ranges:

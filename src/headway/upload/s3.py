@@ -23,7 +23,7 @@ from headway.errors import ConfigError, RemoteError
 from headway.upload import boto
 from headway.upload.faults import Changed, Exists, Refused, Temporary
 from headway.upload.objects import (
-    READ_BYTES,
+    BLOCK_BYTES,
     Abilities,
     Moved,
     RemoteFile,
@@ -109,7 +109,7 @@ class S3Store:
             ):
                 self.abilities = replace(self.abilities, ranges=False)
                 raise Temporary(f"{doing}: the store ignores ranges; it is read whole from now on")
-            blocks = body.iter_chunks(READ_BYTES)
+            blocks = body.iter_chunks(BLOCK_BYTES)
             while True:
                 with boto.explained(doing):
                     block = next(blocks, None)
