@@ -152,7 +152,7 @@ class Supervisor:
             found = self._found()
             self._before = found.attempt or self._before
             again = again or (found.opened and found.attempt != first)
-            end = how(code) + (" after a hang" if hung else "")
+            end = how(code, hung)
             facts = {"code": code, "hung": hung, "step": found.step, "message": found.message}
             self._tell("ended", f"the process ended {end} at {where(found.step)}", **facts)
             if code in FINAL or self._asked:
@@ -242,12 +242,13 @@ class Supervisor:
                 if stacks and stacks == child.stacks():
                     break
                 stacks = child.stacks()
-        line = f"no sign of life from process {child.pid} for {seconds / 60:.0f} minutes: a hang"
+        line = f"no sign of life from process {child.pid} for {seconds:.0f} s: a hang"
         names = (self._folder / f"hang-{n}.txt" for n in itertools.count(1))
         path = next(path for path in names if not path.exists())
         with contextlib.suppress(OSError):
             path.write_text(f"{line}\n\n{stacks or 'It does not answer.'}\n")
-        self._tell("hang", f"{line}. Its stacks: {path}", pid=child.pid, seconds=seconds)
+        facts = {"pid": child.pid, "seconds": seconds, "stacks": str(path)}
+        self._tell("hang", f"{line}. Its stacks: {path}", **facts)
 
     def _pass_on(self, child: Child, seconds: float) -> None:
         for number in self._heard(seconds):

@@ -11,6 +11,7 @@ from typing import Any
 
 EVENTS = frozenset({"opening", "attempt", "plan", "step", "evaluation", "save", "stop"})
 """The journal events that ``trace`` reads."""
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 Event = Mapping[str, Any]
 
@@ -58,15 +59,15 @@ def trace(events: Iterable[Event]) -> Trace:
     )
 
 
-def how(code: int) -> str:
+def how(code: int, hung: bool) -> str:
     """A return code as a person would say it; signals of a shell's children (128 + n) too."""
+    hang = " after a hang" if hung else ""
     number = -code if code < 0 else code - 128
     try:
         name = signal.Signals(number).name
     except ValueError:
-        return f"with exit code {code}"
-    note = " (out of memory?)" if number == signal.SIGKILL else ""
-    return f"by {name}{note}"
+        return f"with exit code {code}{hang}"
+    return f"by {name}" + (" (out of memory?)" if code in KILLED and not hung else hang)
 
 
 def where(step: int) -> str:
@@ -79,7 +80,7 @@ def advice(code: int, hung: bool, folder: Path) -> str:
     ways = []
     if hung:
         ways.append(f"see where it hangs: {folder / 'hang-*.txt'}")
-    elif how(code) == how(-signal.SIGKILL):
+    elif code in KILLED:
         ways.append(
             "if memory ran out, the same command with hardware.microbatch_size=1 or "
             "hardware.activation_checkpointing=true goes on"
