@@ -18,6 +18,7 @@ ROOMS = {
     "cost",
     "signals",
     "supervise",
+    "upload",
     "report",
     "config",
     "evals",
@@ -25,7 +26,7 @@ ROOMS = {
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {"run", "opening", "claim", "machine", "summary", "api", "demo"}
-VIEWERS = {"viewing"}
+VIEWERS = {"viewing", "bucket"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -36,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": GROUND | ENGINE | PARTS | {"config"},  # config: what sections look like
     **{name: GROUND | ROOMS | ENGINE | VIEWERS | RUN for name in RUN},
     "viewing": GROUND | ROOMS,
+    "bucket": GROUND | ROOMS | {"viewing"},
     "cli": GROUND | ROOMS | ENGINE | PARTS | VIEWERS | RUN,
     "__init__": GROUND | ROOMS | RUN,
 }

@@ -11,25 +11,33 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from headway.checkpoint import Checkpoint, CheckpointStore, Retention, read_manifest, verify
 from headway.checkpoint import expendable as expendable_steps
 from headway.checkpoint.manifest import manifest_bytes
 from headway.config import Upload
-from headway.errors import CheckpointError
+from headway.errors import CheckpointError, ConfigError
 from headway.journal import read_events, timeline
 from headway.lock import RunLock
 from headway.upload import (
     Lease,
+    LeaseLost,
     Parcel,
     Remote,
     Restored,
     Uploader,
     acquire,
+    remote_checkpoints,
     restore,
 )
 from headway.upload.faults import Exists
+from headway.upload.lease import read as read_lease
+from headway.upload.ledger import read_ledger
 from headway.upload.restoring import UPLOAD_JOURNAL
+from headway.viewing import config_tree, find_run
 
 JOURNAL_FILE, CONFIG_FILE, LOCK_FILE = "journal.jsonl", "config.yaml", "lock"
 MEGABYTE = 1_000_000
@@ -61,13 +69,12 @@ def parcel_of(checkpoint: Checkpoint) -> Parcel:
 
 
 @contextlib.contextmanager
-def leased(section: Upload, run: Path, at_least: int, say: Say) -> Iterator[Lease]:
+def leased(remote: Remote, section: Upload, at_least: int, say: Say) -> Iterator[Lease]:
     """This process is the one that writes the run in the bucket, until the end of the block.
 
     ``at_least``: the number of the attempt that begins; the lease's token, which is never smaller,
-    is the attempt's number. Raises RunLocked (another machine), RemoteError, ConfigError.
+    is the attempt's number. Raises RunLocked (another machine), RemoteError.
     """
-    remote = Remote(url_of(section, run))
     if not remote.abilities.compare_and_swap:
         say(f"WARNING: {remote.url} cannot compare and swap: a second machine is not kept out")
     with acquire(remote, seconds=section.lease_seconds, at_least=at_least, say=say) as lease:
@@ -75,9 +82,9 @@ def leased(section: Upload, run: Path, at_least: int, say: Say) -> Iterator[Leas
 
 
 def open_uploader(
-    section: Upload, run: Path, lease: Lease | None, *, all_of_them: bool = False
+    remote: Remote, section: Upload, run: Path, lease: Lease, *, keep_all: bool = False
 ) -> Uploader:
-    """The uploader of a run; close it. ``all_of_them``: skip nothing, delete nothing."""
+    """The uploader of a run; close it. ``keep_all``: it skips nothing and deletes nothing."""
     keep = Retention(
         keep_last=section.keep_last,
         keep_best=section.keep_best,
@@ -85,17 +92,15 @@ def open_uploader(
     )
     rate = section.bandwidth_mb_per_second
     uploader = Uploader(
-        Remote(url_of(section, run)),
+        remote,
         journal=run / UPLOAD_JOURNAL,
-        attempt=lease.token if lease else 0,
+        attempt=lease.token,
         lease=lease,
         parallel_files=section.parallel_files,
         bandwidth_bytes_per_second=rate * MEGABYTE if rate else None,
         archive=section.archive,
-        expendable=None if all_of_them else partial(by_policy, keep),
-        skippable=nothing
-        if all_of_them
-        else partial(by_policy, Retention(keep_last=1, keep_best=1)),
+        expendable=None if keep_all else partial(by_policy, keep),
+        skippable=nothing if keep_all else partial(by_policy, Retention(keep_last=1, keep_best=1)),
         patience_seconds=60 * section.patience_minutes,
     )
     uploader.also(CONFIG_FILE, run / CONFIG_FILE)
@@ -178,16 +183,97 @@ def follow(
     """Send what another process commits, as it appears, until ``until``; the same uploader.
 
     The other process does not know which checkpoints are being sent: one that it prunes meanwhile
-    is a failed upload, said and passed over, because a newer one is there.
+    is a failed upload, said and passed over, because a newer one is there. Raises what ended it
+    (a lost lease).
     """
     seen: set[str] = set()
     while not until():
-        store = CheckpointStore(run, attempt="reader")
-        scores = held_out_losses(run)
-        for checkpoint in store.checkpoints():
-            parcel = parcel_of(checkpoint)
-            if parcel.prefix not in seen:
-                seen.add(parcel.prefix)
-                uploader.submit(parcel, scores)
+        send_all(run, uploader, seen)
         collected(uploader)
+        failure = uploader.failure()
+        if isinstance(failure, LeaseLost):
+            raise failure
         wait(every_seconds)
+
+
+def send_all(run: Path, uploader: Uploader, seen: set[str]) -> None:
+    """Submit the committed checkpoints whose prefixes are not in ``seen`` yet, oldest first."""
+    scores = held_out_losses(run)
+    for checkpoint in CheckpointStore(run, attempt="reader").checkpoints():
+        parcel = parcel_of(checkpoint)
+        if parcel.prefix not in seen:
+            seen.add(parcel.prefix)
+            uploader.submit(parcel, scores)
+
+
+# ------------------------------------------------------------------ for the verbs
+
+
+def section_of(run: Path, to: str | None) -> Upload:
+    """The ``upload`` section of a run's saved config, with another ``to`` if one is given.
+
+    Raises ConfigError when neither says where.
+    """
+    tree = dict(config_tree(run).get("upload") or {})
+    if to:
+        tree["to"] = to
+    if not tree:
+        raise ConfigError(
+            f"{run / CONFIG_FILE} has no upload section: give the bucket with --to URL, or add "
+            "`upload: {to: URL}` to the config"
+        )
+    try:
+        return Upload.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"upload.{first['loc'][0]}: {first['msg']}") from None
+
+
+def remote_of(run_or_url: str, to: str | None) -> Remote:
+    """The bucket of a run directory (or name), or the bucket at a URL that ends in the run."""
+    if "://" in run_or_url and to is None:
+        return Remote(run_or_url)
+    if to is None and Path(run_or_url).is_dir() and not Path(run_or_url, CONFIG_FILE).exists():
+        return Remote(run_or_url)  # a bucket that is a folder
+    run = find_run(run_or_url)
+    return Remote(url_of(section_of(run, to), run))
+
+
+def status_of(run: Path, remote: Remote) -> dict[str, Any]:
+    """What is here, what is there, what is missing, and the rate of the last uploads."""
+    local = {
+        checkpoint.step: checkpoint
+        for checkpoint in CheckpointStore(run, attempt="reader").checkpoints()
+    }
+    there = {copy.step: copy for copy in remote_checkpoints(remote) if copy.stands}
+    rows = []
+    for step in sorted(local.keys() | there.keys()):
+        here, copy = local.get(step), there.get(step)
+        same = copy is not None and (here is None or parcel_of(here).prefix == copy.copy.prefix)
+        state = "no" if copy is None else "other content" if not same else "yes"
+        if copy is not None and copy.problems:
+            state = f"DAMAGED: {copy.problems[0]}"
+        rows.append(
+            {
+                "step": step,
+                "created_at": here.manifest.created_at if here else copy and copy.copy.modified_at,
+                "bytes": here.bytes if here else copy.copy.bytes if copy else 0,
+                "here": here is not None,
+                "there": state,
+            }
+        )
+    entries = read_ledger(run / UPLOAD_JOURNAL)
+    recent = [e for e in entries if e.get("event") == "sent" and e.get("seconds")][-5:]
+    failed = [e for e in entries if e.get("event") in ("sent", "failed")][-1:]
+    holder, _ = read_lease(remote)
+    backlog = [row for row in rows if row["here"] and row["there"] == "no"]
+    seconds = sum(entry["seconds"] for entry in recent)
+    return {
+        "url": remote.url,
+        "holder": str(holder) if holder and not holder.released else None,
+        "checkpoints": rows,
+        "backlog": [row["step"] for row in backlog],
+        "backlog_bytes": sum(row["bytes"] for row in backlog),
+        "bytes_per_second": sum(e["bytes"] for e in recent) / seconds if seconds else None,
+        "last_failure": failed[0]["why"] if failed and failed[0]["event"] == "failed" else None,
+    }

@@ -15,7 +15,7 @@ from headway.errors import HeadwayError
 
 def build_app() -> typer.Typer:
     """All verbs. Each file of this package holds one group of them."""
-    from headway.cli import checkpoints, data, init, report, status, train, use
+    from headway.cli import checkpoints, data, init, report, status, train, upload, use
 
     app = typer.Typer(
         name="headway",
@@ -31,6 +31,8 @@ def build_app() -> typer.Typer:
     app.command("status")(status.status)
     app.command("report")(report.report)
     app.add_typer(checkpoints.app, name="checkpoints")
+    app.add_typer(upload.app, name="upload")
+    app.command("restore")(upload.restore)
     app.command("evaluate")(use.evaluate)
     app.command("predict")(use.predict)
     app.command("export")(use.export)
