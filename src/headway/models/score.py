@@ -12,10 +12,9 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from headway.config import CLOSED
 from headway.errors import ConfigError
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone, base_model
@@ -26,7 +25,9 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tan
 class HeadShape(BaseModel):
     """The MLP between a hidden state and its number."""
 
-    model_config = CLOSED
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(256,), strict=False)
     """Width of each hidden layer; none at all is a linear head."""
@@ -73,10 +74,10 @@ class Scorer(nn.Module):
         self.language = language
         self.head = ScoreHead(config.hidden_size, shape)
         self.head.to(next(language.parameters()).device)
-        output = backbone(language).head
-        inputs = base_model(language).get_input_embeddings()
-        if output.weight is not inputs.weight:
-            output.requires_grad_(False)  # it has no part in the loss
+        read = {id(p) for p in base_model(language).get_input_embeddings().parameters()}
+        for parameter in backbone(language).head.parameters():
+            if id(parameter) not in read:  # tied weights, and a new token's row, are read too
+                parameter.requires_grad_(False)  # the rest has no part in the loss
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, row_ends: Sequence[int], at: Tensor
