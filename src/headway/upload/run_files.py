@@ -89,7 +89,7 @@ class RunFiles:
 
     def _send_growth(self, key: str, file: _Growing, remote: Remote, line: Line) -> int:
         if file.sent_bytes is None or file.sent_bytes > file.path.stat().st_size:
-            file.sent_bytes = common_bytes(key, read_regular(file.path), remote, line)
+            file.sent_bytes = already_sent(key, read_regular(file.path), remote, line)
         start = file.sent_bytes
         piece = read_regular(file.path, start)
         piece = piece[: piece.rfind(b"\n") + 1]  # a half line is still being written
@@ -107,7 +107,7 @@ class RunFiles:
         return len(piece)
 
 
-def common_bytes(key: str, data: bytes, remote: Remote, line: Line) -> int:
+def already_sent(key: str, data: bytes, remote: Remote, line: Line) -> int:
     """How much of a growing file the bucket holds already, piece by piece the same as here."""
     there = held(remote, line, f"{RUN_FILES}{key}/")
     same = 0
