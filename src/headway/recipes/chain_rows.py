@@ -37,12 +37,14 @@ class ChainText:
     max_tokens: int
     low: float
     high: float
+    max_steps: int | None = None
+    """Longer chains are read in pieces of so many steps."""
 
     def prompt(self, chain: Chain) -> str:
         """What stands before the first step."""
-        problem = self.problem_format.format(problem=chain.problem) if chain.problem else ""
-        evidence = self.evidence_format.format(evidence="\n".join(chain.evidence))
-        return (evidence if chain.evidence else "") + problem
+        evidence = self.evidence_format.replace("{evidence}", "\n".join(chain.evidence))
+        problem = self.problem_format.replace("{problem}", chain.problem)
+        return (evidence if chain.evidence else "") + (problem if chain.problem else "")
 
     def encode(self, chains: Sequence[Chain]) -> list[ChainRow]:
         """One row per chain. Steps that do not fit into ``max_tokens`` have no score."""
@@ -50,19 +52,29 @@ class ChainText:
         for chain in chains:
             texts += [self.prompt(chain), *(step.strip() for step in chain.steps)]
         ids = iter(self._ids(texts) if texts else ())
-        return [self._row(chain, next(ids), [next(ids) for _ in chain.steps]) for chain in chains]
+        begin = [self.tokenizer.bos_token_id] if _adds_bos(self.tokenizer) else []
+        mark = [] if self.token is None else self._ids([self.token])[0]
+        newline = self._ids(["\n"])[0]
+        return [
+            self._row(chain, begin + next(ids), [next(ids) for _ in chain.steps], mark, newline)
+            for chain in chains
+        ]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return found
 
-    def _row(self, chain: Chain, prompt: list[int], steps: list[list[int]]) -> ChainRow:
-        begin = [self.tokenizer.bos_token_id] if _adds_bos(self.tokenizer) else []
-        [newline] = self._ids(["\n"])
-        mark = [] if self.token is None else self._ids([self.token])[0]
+    def _row(
+        self,
+        chain: Chain,
+        prompt: list[int],
+        steps: list[list[int]],
+        mark: list[int],
+        newline: list[int],
+    ) -> ChainRow:
         written = [step + mark + newline for step in steps]
-        first = self._first_that_fits(len(begin) + len(prompt), written, chain)
-        ids, at, targets, places = begin + prompt, [], [], []
+        first = self._first_that_fits(len(prompt), written, chain)
+        ids, at, targets, places = prompt, [], [], []
         lost = 0
         for place in range(first, len(steps)):
             ids = ids + written[place]
@@ -128,7 +140,6 @@ class ChainRows:
 
     chains: Sequence[Chain]
     text: ChainText
-    max_steps: int | None = None
     source_sizes: Sequence[int] = ()
     """Chains of each source, in order."""
     rows: list[ChainRow] = field(default_factory=list, init=False)
@@ -146,7 +157,7 @@ class ChainRows:
     def __post_init__(self) -> None:
         parts: list[tuple[int, int, Chain]] = []
         for number, chain in enumerate(self.chains):
-            found = pieces(chain, max_steps=self.max_steps or len(chain.steps))
+            found = pieces(chain, max_steps=self.text.max_steps or len(chain.steps))
             self.split_chains += len(found) > 1
             parts += [(number, first, piece) for first, piece in found if piece.labels]
         for start in range(0, len(parts), BATCH):
@@ -193,7 +204,7 @@ class ChainRows:
         found = []
         if self.split_chains:
             found.append(
-                f"  {self.split_chains:,} chains of more than {self.max_steps} steps split"
+                f"  {self.split_chains:,} chains of more than {self.text.max_steps} steps split"
             )
         if self.lost_steps:
             found.append(

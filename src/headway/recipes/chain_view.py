@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from headway.data.chains import Chain
+from headway.engine.precision import autocast
+from headway.engine.steps import on_device
 from headway.errors import ConfigError
-from headway.recipes.chain_rows import ChainRows
+from headway.models.score import Scorer
+from headway.recipes.chain_rows import ChainRows, ChainText
 from headway.recipes.score_metrics import Scored
 
 
@@ -57,7 +62,10 @@ def predictions_of(held: ChainRows, scored: Scored) -> list[dict[str, Any]]:
 def shown(
     held: ChainRows, row: int, lines: Mapping[tuple[int, int], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What a person should see of a row's chain: each step with its target and its score."""
+    """What a person should see of a row's chain: each step with its target and its score.
+
+    ``range`` only where it is not 0 to 1.
+    """
     number = held.chain_of[row]
     chain = held.chains[number]
     steps = []
@@ -68,27 +76,66 @@ def shown(
         )
     kinds = list(chain.kinds) if any(chain.kinds) else []
     found = {"where": chain.where, "problem": chain.problem, "steps": steps}
-    return found | ({"kinds": kinds} if kinds else {})
+    span = [held.text.low, held.text.high]
+    return found | ({"kinds": kinds} if kinds else {}) | ({"range": span} if span != [0, 1] else {})
 
 
 def asked(request: Mapping[str, Any]) -> Chain:
-    """The chain that a request means. Raises ConfigError for unknown or missing keys."""
+    """The chain that a request means: ``problem``, ``steps`` and ``evidence``, or ``prompt``.
+
+    Raises ConfigError for unknown or missing keys, and for what is not text.
+    """
     keys = {"problem", "steps", "prompt", "evidence"}
-    steps = request.get("steps", [request["prompt"]] if "prompt" in request else None)
-    if set(request) - keys or not steps or not all(isinstance(step, str) for step in steps):
+    if ("steps" in request) == ("prompt" in request) or set(request) - keys:
         raise ConfigError(
-            f"predict takes {sorted(keys)} and needs steps (a list of texts) or prompt (one text); "
-            f"found {sorted(request)}"
+            "predict needs steps (a list of texts) or prompt (one text), may have problem and "
+            f"evidence, and knows nothing else; found {', '.join(map(str, request)) or 'nothing'}"
         )
+    steps = _texts(request["steps"] if "steps" in request else [request["prompt"]], "steps")
+    if not steps or not all(steps):
+        raise ConfigError("predict: a step is empty; every step needs a text")
+    [problem] = _texts([request.get("problem") or ""], "problem")
     return Chain(
-        problem=str(request.get("problem", "")),
-        steps=tuple(steps),
+        problem=problem,
+        steps=steps,
         targets=(None,) * len(steps),
         source="request",
         where="request",
         group="request",
-        evidence=tuple(request.get("evidence", ())),
+        evidence=_texts(request.get("evidence") or [], "evidence"),
     )
+
+
+def _texts(values: Any, key: str) -> tuple[str, ...]:
+    """Texts without blanks at their ends, as the data's readers give them."""
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        expected = "a text" if key == "problem" else "a list of texts"
+        raise ConfigError(f"predict: {key} must be {expected}, not {values!r}")
+    return tuple(value.strip() for value in values)
+
+
+@torch.no_grad()
+def scores_of(
+    scorer: Scorer, text: ChainText, chains: Sequence[Chain], precision: str = "fp32"
+) -> list[list[float | None]]:
+    """A number for each step of each chain, in the labels' unit; None beyond ``max_tokens``.
+
+    ``precision`` is the run's ``hardware.precision``. The scorer must be in evaluation mode.
+    """
+    asked_everywhere = [replace(c, targets=(text.low,) * len(c.steps)) for c in chains]
+    found: list[list[float | None]] = [[None] * len(chain.steps) for chain in chains]
+    rows = ChainRows(asked_everywhere, text)
+    device = next(scorer.parameters()).device
+    for row in range(len(rows)):
+        inputs = on_device(rows.microbatch([row]).inputs, device)
+        with autocast(precision, device):
+            logits = scorer(
+                inputs["input_ids"], inputs["position_ids"], inputs["row_ends"], inputs["at"]
+            )
+        scores = text.low + (text.high - text.low) * logits.sigmoid()
+        for (_, step), score in zip(inputs["units"].tolist(), scores.tolist(), strict=True):
+            found[rows.chain_of[row]][step] = score
+    return found
 
 
 def answered(chain: Chain, scores: Sequence[float | None], middle: float) -> dict[str, Any]:
@@ -99,6 +146,7 @@ def answered(chain: Chain, scores: Sequence[float | None], middle: float) -> dic
         f"{'>' if place == doubtful else ' '} {text}"
         for place, (text, score) in enumerate(zip(chain.steps, scores, strict=True))
     ]
+    lines += ["?: beyond task.max_tokens, not read"] if None in scores else []
     return {
         "scores": list(scores),
         "first_doubtful": doubtful,

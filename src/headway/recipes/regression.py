@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from headway.config import CLOSED
-from headway.data.chains import Chain, ChainData, load_chains
+from headway.data.chains import Chain, ChainData, ChainReport, load_chains
 from headway.data.order import Mixture
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import ConfigError, DataError
@@ -27,7 +27,14 @@ from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
 from headway.recipes.batching import Order, drawn, groups, rows_of_step
 from headway.recipes.chain_rows import ChainRows, ChainText
-from headway.recipes.chain_view import answered, asked, predictions_of, scored_of, shown
+from headway.recipes.chain_view import (
+    answered,
+    asked,
+    predictions_of,
+    scored_of,
+    scores_of,
+    shown,
+)
 from headway.recipes.language_model import counts, load_base, load_model
 from headway.recipes.score_export import export_scorer, saved_scorer
 from headway.recipes.score_metrics import measure, reliability
@@ -129,7 +136,8 @@ class RegressionTask:
             return len(source.rows[row].ids)
 
         for group in groups(rows, length_of, self.model.language, self.context):
-            yield source.microbatch(group)
+            if group:
+                yield source.microbatch(group)
 
     def loss(self, model: Any, inputs: Inputs) -> RowSums:
         """Sums over each row's scores: ``loss``, and ``absolute_error`` in the labels' unit."""
@@ -162,25 +170,9 @@ class RegressionTask:
         """Counts of parameters and data, and the identities that must not change within a run."""
         return {**counts(self.model), **self.described}
 
-    @torch.no_grad()
     def scores(self, chains: Sequence[Chain]) -> list[list[float | None]]:
         """A number for each step of each chain, in the labels' unit; None beyond max_tokens."""
-        low = self.config.target_range[0]
-        unlabelled = [replace(chain, targets=(low,) * len(chain.steps)) for chain in chains]
-        found: list[list[float | None]] = [[None] * len(chain.steps) for chain in chains]
-        rows = ChainRows(unlabelled, self.text)
-        device = next(self.model.parameters()).device
-        for microbatch in self._cut(rows, range(len(rows))):
-            if not microbatch.rows:
-                continue
-            inputs = {
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in microbatch.inputs.items()
-            }
-            _, figures = self.observe(self.model, inputs)
-            for row, step, predicted, _ in figures.tolist():
-                found[rows.chain_of[int(row)]][int(step)] = predicted
-        return found
+        return scores_of(self.model, self.text, chains, self.context.precision)
 
 
 class RegressionRecipe:
@@ -261,6 +253,7 @@ def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> 
         max_tokens=config.max_tokens,
         low=config.target_range[0],
         high=config.target_range[1],
+        max_steps=config.max_steps,
     )
 
 
@@ -268,10 +261,10 @@ def with_chains(task: RegressionTask) -> RegressionTask:
     """The task with its training and held-out rows; the head starts at the mean label."""
     config, context = task.config, task.context
     splits = load_chains(config.data, seed=context.seed)
-    train = ChainRows(splits.train, task.text, config.max_steps, splits.sizes)
+    train = ChainRows(splits.train, task.text, splits.sizes)
     held = None
     if splits.held_out:
-        held = ChainRows(splits.held_out, task.text, config.max_steps)
+        held = ChainRows(splits.held_out, task.text)
     for source, size in zip(config.data.train, train.sizes, strict=True):
         if size == 0:
             raise DataError(
@@ -279,6 +272,7 @@ def with_chains(task: RegressionTask) -> RegressionTask:
                 f"({config.max_tokens}); raise it or leave the source out"
             )
     mixture = Mixture(train.sizes, config.data.weights, context.seed)
+    report = replace(splits.report, sampled=as_sampled(mixture, splits.report, config.data.weights))
     low, high = config.target_range
     task.model.head.start_at(train.mean_target)
     return replace(
@@ -291,10 +285,20 @@ def with_chains(task: RegressionTask) -> RegressionTask:
         train_mean=low + (high - low) * train.mean_target,
         described={
             **task.described,
-            "data": [*splits.report.lines(), *train.lines(), *(held.lines() if held else ())],
+            "warnings": list(report.warnings),
+            "data": [*report.lines(), *train.lines(), *(held.lines() if held else ())],
             "identities": {**task.described["identities"], "data": train.sha256[:16]},
         },
     )
+
+
+def as_sampled(
+    mixture: Mixture, report: ChainReport, weights: Sequence[float] | None
+) -> tuple[tuple[str, float], ...]:
+    """Each source's share of the rows drawn: counted in an epoch, or in the first 10,000."""
+    counts = mixture.sizes if weights is None else mixture.as_sampled(10_000)
+    names = [name for name, _ in report.sampled]
+    return tuple((name, n / sum(counts)) for name, n in zip(names, counts, strict=True))
 
 
 RECIPE = RegressionRecipe()

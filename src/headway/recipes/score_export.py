@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from headway.data.tokenizers import identity
 from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from headway.recipes.regression import RegressionTask
 
 HEAD_FILE, MEANING_FILE = "head.safetensors", "head.json"
+WRITTEN = tuple(f.name for f in fields(ChainText) if f.name != "tokenizer")
+"""What of ``ChainText`` stands in ``MEANING_FILE``; the tokenizer has files of its own."""
 
 
 def saved_scorer(task: RegressionTask) -> SavedModel:
@@ -44,14 +47,10 @@ def saved_scorer(task: RegressionTask) -> SavedModel:
 
 def meaning(task: RegressionTask) -> bytes:
     """How the head is built, what is written before it, and the range of its number."""
-    config = task.config
     tree = {
-        "head": config.head.model_dump(),
-        "target_range": list(config.target_range),
-        "token": task.text.token,
-        "problem_format": config.problem_format,
-        "evidence_format": config.evidence_format,
-        "max_tokens": config.max_tokens,
+        "head": task.config.head.model_dump(),
+        **{name: getattr(task.text, name) for name in WRITTEN},
+        "tokenizer": identity(task.tokenizer),
     }
     return json.dumps(tree, indent=2).encode()
 
@@ -81,10 +80,11 @@ def export_scorer(task: RegressionTask, base: Any, to: Path, format: str) -> Map
 
 
 def load_scorer(folder: Path, *, base: Any = None) -> tuple[Scorer, ChainText]:
-    """An exported scorer, ready to use, and how chains are written for it.
+    """An exported scorer, ready to use, and how chains are written for it: see ``scores_of``.
 
     ``base``: the untouched base model, for an ``adapter`` export; it is changed: it gets a row for
-    the special token and the adapters. Raises CheckpointError where a part is missing.
+    the special token and the adapters. Raises CheckpointError where a part is missing or does not
+    fit.
     """
     weights = MODEL_FILE if base is None else ADAPTER_FILE
     missing = [n for n in (weights, HEAD_FILE, MEANING_FILE) if not (folder / n).is_file()]
@@ -93,31 +93,63 @@ def load_scorer(folder: Path, *, base: Any = None) -> tuple[Scorer, ChainText]:
             f"{folder}: {', '.join(missing)} missing: weights, head and the head's meaning only "
             "work together; export the run again"
         )
-    if base is None:
-        language = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    else:
-        rows = len(AutoTokenizer.from_pretrained(folder))
-        if rows > base.get_input_embeddings().weight.shape[0]:
-            base.resize_token_embeddings(rows, mean_resizing=False)
-        language = PeftModel.from_pretrained(base, folder)
+    try:
+        language = _whole(folder) if base is None else _adapted(folder, base)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / weights}: does not fit: {error}") from error
     scorer, text = with_head(folder, language)
     return scorer.eval(), text
 
 
+def _whole(folder: Path) -> nn.Module:
+    """The model in ``folder``; ValueError where a tensor is missing: it would be made up."""
+    language, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
+    if wrong:
+        raise ValueError(f"tensors {wrong}")
+    return language
+
+
+def _adapted(folder: Path, base: Any) -> nn.Module:
+    """``base`` with the adapter in ``folder``; ValueError where a tensor was not taken over."""
+    rows = len(_tokenizer(folder))
+    if rows > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    language = PeftModel.from_pretrained(base, folder)
+    stored = load_file(folder / ADAPTER_FILE)
+    taken = get_peft_model_state_dict(language, save_embedding_layers=False)
+    if stored.keys() != taken.keys():
+        raise ValueError(f"tensors {sorted(stored.keys() ^ taken.keys())[:3]} are on one side only")
+    return language
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer: {error}; export the run again") from error
+
+
 def with_head(folder: Path, language: nn.Module) -> tuple[Scorer, ChainText]:
     """The language model with the head in ``folder``; CheckpointError where it does not fit."""
-    means = json.loads((folder / MEANING_FILE).read_text())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if means["token"] and means["token"] not in tokenizer.get_vocab():
-        raise CheckpointError(f"{folder}: the tokenizer does not know {means['token']}")
-    scorer = Scorer(language, HeadShape.model_validate(means["head"]))
+    tokenizer = _tokenizer(folder)
+    try:
+        means = json.loads((folder / MEANING_FILE).read_text(encoding="utf-8"))
+        text = ChainText(tokenizer=tokenizer, **{name: means[name] for name in WRITTEN})
+        shape = HeadShape.model_validate(means["head"])
+        made_with = means["tokenizer"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / MEANING_FILE}: not whole: {error!r}") from error
+    if identity(tokenizer) != made_with:
+        raise CheckpointError(
+            f"{folder}: the tokenizer is not the one that the scorer was trained with; export the "
+            "run again"
+        )
+    scorer = Scorer(language, shape)
     try:
         scorer.head.load_state_dict(load_file(folder / HEAD_FILE), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder / HEAD_FILE}: does not fit: {error}") from error
-    low, high = means["target_range"]
-    written = ("problem_format", "evidence_format", "token", "max_tokens")
-    text = ChainText(
-        tokenizer=tokenizer, low=low, high=high, **{name: means[name] for name in written}
-    )
     return scorer, text
