@@ -17,8 +17,8 @@ import sys
 
 M_ARENA_MAX = -8
 KERNELS = 128
-"""Kept by each cache. A microbatch of 15 rows of different lengths reuses fewer than 64 (replayed from
-oneDNN's trace); had a cache fewer than that, every product would be compiled anew, in 0.5 ms."""
+"""Kept by each cache. A microbatch of 15 rows of different lengths reuses fewer than 64 (replayed
+from oneDNN's trace). Too small a cache would compile every product anew, in 0.5 ms each."""
 CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
