@@ -79,6 +79,7 @@ class Lease:
         self._remote, self._line = remote, line
         self._wall, self._clock = clocks
         self._renewed_at = renewed_at
+        self._stored_md5 = md5(encoded(holder))
         self._lost: LeaseLost | None = None
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -98,8 +99,11 @@ class Lease:
         else:
             self._compare(self._line.ask(lambda: read(self._remote))[0])
 
-    def renew(self) -> None:
-        """Hold it for another ``seconds``. Raises LeaseLost."""
+    def renew(self, at_least: int = 0) -> None:
+        """Hold it for another ``seconds``. Raises LeaseLost.
+
+        ``at_least``: raise the token to this, because attempts were made that held no lease.
+        """
         with self._lock:
             if self._lost:
                 raise self._lost
@@ -108,11 +112,13 @@ class Lease:
                 self.holder,
                 expires_at=self._wall() + self.holder.seconds,
                 renewals=self.holder.renewals + 1,
+                token=max(self.token, at_least),
             )
-            if not swap(self._remote, self._line, holder, md5(encoded(self.holder))):
+            if not swap(self._remote, self._line, holder, self._stored_md5):
                 self._compare(self._line.ask(lambda: read(self._remote))[0])
                 raise RemoteError(f"{self._remote.url}/{LEASE_KEY} could not be renewed")
             self.holder, self._renewed_at = holder, asked_at
+            self._stored_md5 = md5(encoded(holder))
 
     def release(self) -> None:
         """Give it back, so that the next attempt need not wait. Never raises."""
@@ -123,7 +129,7 @@ class Lease:
         if self._lost is None:
             gone = replace(self.holder, released=True)
             try:
-                swap(self._remote, self._line, gone, md5(encoded(self.holder)))
+                swap(self._remote, self._line, gone, self._stored_md5)
             except Exception:  # it runs out by itself
                 return
 

@@ -1,0 +1,157 @@
+"""A run's bucket as training uses it: opened first, told of each save, waited for at the end.
+
+Without torch, and nothing here waits for the bucket except opening and draining.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from headway.bucket import (
+    JOURNAL_FILE,
+    begin_fresh,
+    leased,
+    open_uploader,
+    parcel_of,
+    restore_run,
+    url_of,
+)
+from headway.checkpoint import Checkpoint
+from headway.config import Upload
+from headway.errors import RemoteError
+from headway.journal import next_attempt
+from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader, UploadEvent
+from headway.upload.probe import probe
+
+SHOW_EVERY_SECONDS = 5.0
+
+Say = Callable[[str], None]
+
+
+class Uploading:
+    """One attempt's side of the bucket. Begins to send with ``begin``."""
+
+    def __init__(
+        self, section: Upload, remote: Remote, lease: Lease, folder: Path, *, fresh: bool
+    ) -> None:
+        self.remote = remote
+        self._section, self._lease, self._folder, self._fresh = section, lease, folder, fresh
+        self._uploader: Uploader | None = None
+
+    def attempt(self) -> int:
+        """The number of this attempt: the lease's token, above every number in the journal.
+
+        On every machine, so that what a replaced one still writes is older. Raises RemoteError.
+        """
+        self._lease.renew(at_least=next_attempt(self._folder / JOURNAL_FILE))
+        return self._lease.token
+
+    def begin(self, checkpoints: Iterable[Checkpoint], scores: Mapping[int, float]) -> None:
+        """The run is open: send what is here and not there. Raises RemoteError."""
+        if self._fresh:
+            begin_fresh(self.remote, self._lease.token)
+        self._uploader = open_uploader(self.remote, self._section, self._folder, self._lease)
+        for checkpoint in checkpoints:
+            self.submit(checkpoint, scores)
+
+    def submit(self, checkpoint: Checkpoint, scores: Mapping[int, float]) -> None:
+        """Send a committed checkpoint; returns at once."""
+        if self._uploader:
+            self._uploader.submit(parcel_of(checkpoint), scores)
+
+    def pending(self) -> frozenset[int]:
+        """Steps that must not be pruned here, because they are being sent or wait for it."""
+        return self._uploader.pending() if self._uploader else frozenset()
+
+    def news(self) -> list[UploadEvent]:
+        """What happened since the last call."""
+        return self._uploader.collect() if self._uploader else []
+
+    def failure(self) -> RemoteError | None:
+        """Why the run must stop: a bucket that is required and fails, or a lost lease."""
+        failure = self._uploader.failure() if self._uploader else None
+        stops = self._section.required or isinstance(failure, LeaseLost)
+        return failure if stops else None
+
+    def drain(self, until: Callable[[], bool], say: Say) -> bool:
+        """Wait, visibly and for ``drain_minutes`` at most, until the bucket has everything.
+
+        False, in words, when it has not; the next attempt, or ``headway upload push``, goes on.
+        """
+        if self._uploader is None or not self._uploader.pending():
+            return True
+        began, said = time.monotonic(), -SHOW_EVERY_SECONDS
+        limit_seconds = 60 * self._section.drain_minutes
+
+        def passed() -> float:
+            return time.monotonic() - began
+
+        def show(progress: Progress) -> None:
+            nonlocal said
+            if passed() - said >= SHOW_EVERY_SECONDS:
+                said = passed()
+                say(waiting(progress, limit_seconds - said))
+
+        def ended() -> bool:
+            return until() or passed() > limit_seconds
+
+        if self._uploader.drain(until=ended, show=show):
+            return True
+        left = ", ".join(map(str, sorted(self.pending())))
+        why = self._uploader.failure()
+        say(
+            f"NOT IN THE BUCKET: step {left}{f' ({why})' if why else ''}. It is on this disk; the "
+            f"same command, or `headway upload push {self._folder} --all`, sends it"
+        )
+        return False
+
+    def close(self) -> None:
+        """Send the end of the journal and stop."""
+        if self._uploader:
+            self._uploader.close()
+            self._uploader = None
+
+
+@contextlib.contextmanager
+def uploading(
+    section: Upload, folder: Path, *, fresh: bool, from_step: int | None, say: Say
+) -> Iterator[Uploading]:
+    """The bucket of the run in ``folder``: proved to work, leased, and brought back if newer.
+
+    Enter it before the folder is claimed, so that what comes back is there to be checked, and leave
+    it after the journal is closed. ``fresh`` and ``from_step``: nothing is brought back. Raises
+    RemoteError (the bucket does not do what is needed), RunLocked (another machine), and what
+    ``restore_run`` raises.
+    """
+    remote = Remote(url_of(section, folder))
+    for finding in probe(remote):
+        line = ". ".join(part for part in (finding.what, finding.why, finding.fix) if part)
+        if finding.level == "blocker":
+            raise RemoteError(f"upload: {line}")
+        if finding.level == "warning":
+            say(f"WARNING: {finding.name}: {line}")
+    with leased(remote, section, next_attempt(folder / JOURNAL_FILE), say) as lease:
+        if not fresh and from_step is None:
+            found = restore_run(remote, folder, say)
+            if found:
+                say(f"restored {found.name} from {remote.url}")
+        here = Uploading(section, remote, lease, folder, fresh=fresh)
+        try:
+            yield here
+        finally:
+            here.close()
+
+
+def waiting(progress: Progress, left_seconds: float) -> str:
+    """``waiting for the bucket: step 500, 1200 MB, about 40 s; gives up in 29 min``."""
+    rate = progress.bytes_per_second
+    eta = f", about {progress.left_bytes / rate:.0f} s" if rate else ""
+    trouble = f" ({progress.waiting_for})" if progress.waiting_for else ""
+    steps = ", ".join(map(str, progress.steps))
+    return (
+        f"waiting for the bucket: step {steps}, {progress.left_bytes / 1e6:.0f} MB{eta}{trouble}; "
+        f"gives up in {left_seconds / 60:.0f} min, Ctrl-C leaves at once"
+    )
