@@ -1,7 +1,7 @@
 """A proxy that breaks things on demand: it stands before a real server, and counts what it broke.
 
-One connection carries one request. Heads are passed on as they are but for Connection and Expect,
-which no signature covers; so the server still checks signatures. Runs in a thread of its own.
+One connection carries one request. Heads are passed on as they are but for Connection, which no
+signature covers; so the server still checks signatures. Runs in a thread of its own.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class FaultProxy:
         self.requests: list[tuple[str, str]] = []
         self.url = ""
         self._stopping = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[object] = set()  # asyncio itself keeps only weak references
 
     def add(self, kind: Kind, **options: object) -> Fault:
         """Break the next matching request so; look at ``fired`` afterwards."""
@@ -87,11 +89,13 @@ class FaultProxy:
     def clear(self) -> None:
         """Break nothing more, and forget what was asked."""
         self.faults, self.requests = [], []
+        stopping, self._stopping = self._stopping, asyncio.Event()
+        self._loop.call_soon_threadsafe(stopping.set)  # what stands still ends now
 
     @contextlib.contextmanager
     def running(self) -> Iterator[FaultProxy]:
         """Listen on a free port of this machine."""
-        loop = asyncio.new_event_loop()
+        loop = self._loop
         server = loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
         port = server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -106,6 +110,8 @@ class FaultProxy:
             loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             request = await _read_request(reader)
             if request is not None:
@@ -117,6 +123,7 @@ class FaultProxy:
             pass
         finally:
             await _closed(writer)
+            self._tasks.discard(task)
 
     def _fault_for(self, request: Request) -> Fault | None:
         for fault in self.faults:
@@ -149,16 +156,16 @@ class FaultProxy:
         up_reader, up_writer = await asyncio.open_connection(*self.upstream)
         try:
             up_writer.write(_head(request.head, fault.header if fault else ""))
-            if (request.header("expect") or "").lower() == "100-continue":
-                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            at = fault.at if fault and kind.endswith("_request") else None
             rate = fault.bytes_per_second if fault and kind == "slow" else None
-            if not await _pass(reader, up_writer, request.body_bytes, kind, at, rate):
+            early = await self._send_body(request, reader, writer, up_reader, up_writer, fault)
+            if early is False:
                 if kind == "stall_request":
                     await self._stopping.wait()
                 _reset(writer)
                 return
-            head, length = await _read_response(up_reader, request.method)
+            if early is True:
+                early = await _read_response(up_reader, request.method)
+            head, length = early
             if kind in ("lost_reply", "stall"):
                 await up_reader.read()
                 if kind == "stall":
@@ -176,6 +183,36 @@ class FaultProxy:
         finally:
             await _closed(up_writer)
 
+    async def _send_body(
+        self,
+        request: Request,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+        fault: Fault | None,
+    ) -> Response | bool:
+        """Pass on the request's body: True; False if a fault cut it; or an answer that came first.
+
+        A server may refuse by the head alone, and then reads no body.
+        """
+        if (request.header("expect") or "").lower() == "100-continue":
+            with contextlib.suppress(asyncio.TimeoutError):  # some servers wait for the body
+                answer = await asyncio.wait_for(_read_response(up_reader, request.method, 100), 1)
+                if not answer[0].startswith(b"HTTP/1.1 100"):
+                    return answer
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        at = fault.at if fault and fault.kind.endswith("_request") else None
+        rate = fault.bytes_per_second if fault and fault.kind == "slow" else None
+        kind = fault.kind if fault else ""
+        try:
+            return await _pass(reader, up_writer, request.body_bytes, kind, at, rate)
+        except ConnectionError:
+            return await _read_response(up_reader, request.method)
+
+
+Response = tuple[bytes, int | None]
+
 
 async def _read_request(reader: asyncio.StreamReader) -> Request | None:
     try:
@@ -191,13 +228,15 @@ async def _read_request(reader: asyncio.StreamReader) -> Request | None:
     return request
 
 
-async def _read_response(reader: asyncio.StreamReader, method: str) -> tuple[bytes, int | None]:
+async def _read_response(
+    reader: asyncio.StreamReader, method: str, first_status: int = 200
+) -> Response:
     """(head as it is passed on, body length or None: until the server closes)."""
     while True:
         head = await reader.readuntil(b"\r\n\r\n")
         lines = head[:-4].split(b"\r\n")
         status = int(lines[0].split()[1])
-        if status >= 200:
+        if status >= first_status:
             break
     length = None
     for line in lines[1:]:
@@ -209,7 +248,7 @@ async def _read_response(reader: asyncio.StreamReader, method: str) -> tuple[byt
 
 
 def _head(lines: list[bytes], strip: str = "") -> bytes:
-    dropped = {b"connection", b"expect", strip.lower().encode()}
+    dropped = {b"connection", strip.lower().encode()}
     kept = [line for line in lines[1:] if line.partition(b":")[0].lower() not in dropped]
     return b"\r\n".join([lines[0], *kept, b"Connection: close", b"", b""])
 

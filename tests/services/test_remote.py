@@ -52,6 +52,11 @@ def written(folder: Path, data: bytes) -> Path:
     return file
 
 
+def media(place: Place) -> str:
+    """The path of a request for an object's bytes."""
+    return "key$" if place.name in ("swift", "moto") else "alt=media"
+
+
 KNOWN = {
     #           create_only checksums ranges compare_and_swap
     "folder": (True, False, True, True),
@@ -112,11 +117,13 @@ def test_a_large_file_goes_in_parts_and_comes_back_in_ranges(place: Place, tmp_p
 
 
 def test_a_key_that_is_taken_stays_as_it_is(place: Place) -> None:
+    if place.name == "gcs_emulator":
+        pytest.skip("it ignores conditions, which only the probe finds out: see the next test")
     remote = place.remote()
     remote.put("key", b"first")
     with pytest.raises(Exists):
         remote.put("key", b"second")
-    assert remote.read("key") == (b"first" if place.name != "gcs_emulator" else b"second")
+    assert remote.read("key") == b"first"
 
 
 def test_after_the_probe_even_a_store_without_conditions_keeps_what_is_there(place: Place) -> None:
@@ -186,21 +193,20 @@ def test_keys_are_listed_under_a_prefix_and_deleted_in_order(place: Place) -> No
         remote.read("b")
 
 
-def test_a_listing_has_more_than_one_page(server: Place) -> None:
-    """Stores send 1,000 keys a page; here 1,100 tiny objects by eight threads."""
+def test_a_listing_goes_on_from_page_to_page(
+    server: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gcp-storage-emulator alone sends everything on one page."""
+    assert server.proxy is not None
+    monkeypatch.setattr("headway.upload.s3.PAGE_OBJECTS", 5)
+    monkeypatch.setattr("headway.upload.gcs.PAGE_OBJECTS", 5)
     remote = server.remote()
-    keys = [f"many/{number:04d}" for number in range(1100)]
-
-    def put(mine: list[str]) -> None:
-        for key in mine:
-            remote.put(key, b"", create_only=False)
-
-    threads = [threading.Thread(target=put, args=(keys[n::8],)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    keys = [f"many/{number:04d}" for number in range(12)]
+    for key in keys:
+        remote.put(key, b"", create_only=False)
+    server.proxy.clear()
     assert [file.key for file in remote.list("many/")] == keys
+    assert len(server.proxy.requests) == (1 if server.name == "gcs_emulator" else 3)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
@@ -355,7 +361,7 @@ def test_a_download_that_brings_nothing_ends_and_leaves_no_file(
     assert server.proxy is not None
     remote = server.remote()
     remote.put("key", content(100_000))
-    fault = server.proxy.add("truncate", method="GET", path="alt=media|key$", at=0, times=99)
+    fault = server.proxy.add("truncate", method="GET", path=media(server), at=0, times=99)
     with pytest.raises(Temporary):
         remote.download("key", tmp_path / "back")
     assert fault.fired == 3
@@ -378,7 +384,7 @@ def test_a_slow_store_is_waited_for(server: Place, tmp_path: Path) -> None:
     assert server.proxy is not None
     remote, data = server.remote(patience_seconds=1.0), content(1 << 20)
     remote.put("key", data)
-    fault = server.proxy.add("slow", method="GET", path="alt=media|key$", bytes_per_second=5e5)
+    fault = server.proxy.add("slow", method="GET", path=media(server), bytes_per_second=5e5)
     remote.download("key", tmp_path / "back")
     assert fault.fired == 1
     assert (tmp_path / "back").read_bytes() == data

@@ -20,20 +20,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
-from importlib.util import find_spec
 from typing import Any
 from urllib.parse import quote
 
 from headway.errors import ConfigError, RemoteError
-from headway.upload.faults import (
-    Changed,
-    Exists,
-    Refused,
-    Temporary,
-    answered,
-    scrubbed,
-    unanswered,
-)
+from headway.upload import google
+from headway.upload.faults import Changed, Exists, Refused, Temporary, answered
 from headway.upload.objects import (
     BLOCK_BYTES,
     Abilities,
@@ -50,9 +42,7 @@ CHUNK_BYTES = 16 << 20
 """A larger file is sent in chunks of this size (a multiple of 256 KiB, as the protocol asks)."""
 
 TRIES_PER_CHUNK = 3
-PARALLEL_CONNECTIONS = 16
-
-_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+PAGE_OBJECTS = 1000
 _FIELDS = "name,size,md5Hash,generation,updated"
 
 
@@ -75,7 +65,7 @@ class GoogleStore:
         self._emulated = bool(emulator)
         host = emulator if "://" in emulator or not emulator else f"http://{emulator}"
         self._host = host.rstrip("/") or "https://storage.googleapis.com"
-        if find_spec("google") is None or find_spec("google.auth") is None:
+        if not google.is_installed():
             raise ConfigError(
                 f"gs://{bucket} needs a package that is not installed: pip install 'headway[gcs]'"
             )
@@ -92,13 +82,14 @@ class GoogleStore:
 
     def head(self, name: str) -> RemoteFile | None:
         """objects.get. A missing bucket cannot be told from a missing object here."""
+        doing = self._doing("looking for", name)
         try:
-            answer = self._ask("GET", self._doing("looking for", name), self._object(name))
+            answer = self._ask("GET", doing, self._object(name))
         except Refused as error:
             if error.code == "404":
                 return None
             raise
-        return self._described(answer.json())
+        return self._described(google.json_of(answer, doing))
 
     def read(self, name: str) -> tuple[bytes, str]:
         """objects.get of the media, of the version that is there now."""
@@ -129,7 +120,7 @@ class GoogleStore:
                 raise Temporary(f"{doing}: the store ignores ranges; it is read whole from now on")
             blocks = answer.iter_content(BLOCK_BYTES)
             while True:
-                with _explained(doing):
+                with google.explained(doing):
                     block = next(blocks, None)
                 if block is None:
                     return
@@ -137,10 +128,15 @@ class GoogleStore:
 
     def files(self, prefix: str) -> Iterator[RemoteFile]:
         """objects.list, page after page."""
-        asked = {"prefix": prefix, "fields": f"items({_FIELDS}),nextPageToken"}
+        asked = {
+            "prefix": prefix,
+            "maxResults": str(PAGE_OBJECTS),
+            "fields": f"items({_FIELDS}),nextPageToken",
+        }
+        doing = self._doing("listing", prefix)
         while True:
             url = f"{self._host}/storage/v1/b/{quote(self.bucket, safe='')}/o"
-            page = self._ask("GET", self._doing("listing", prefix), url, asked).json()
+            page = google.json_of(self._ask("GET", doing, url, asked), doing)
             for found in page.get("items", ()):
                 yield self._described(found)
             if not page.get("nextPageToken"):
@@ -219,8 +215,7 @@ class GoogleStore:
         answer = self._send(
             "POST", doing, self._upload(), asked, body, (0, len(body)), headers, count
         )
-        found: dict[str, Any] = answer.json()
-        return found
+        return google.json_of(answer, doing)
 
     def _send_chunks(
         self,
@@ -252,8 +247,7 @@ class GoogleStore:
                         "PUT", doing, session, headers={"Content-Range": f"bytes */{size}"}
                     )
                 if answer.status_code != 308:
-                    found: dict[str, Any] = answer.json()
-                    return found
+                    return google.json_of(answer, doing)
                 at = int(answer.headers.get("Range", "0-").rpartition("-")[2] or -1) + 1
         except BaseException:
             with contextlib.suppress(RemoteError):
@@ -285,7 +279,7 @@ class GoogleStore:
         self, method: str, doing: str, url: str, asked: dict[str, str] | None = None, **options: Any
     ) -> Any:
         """The answer to one request, if it is a success or 308 (go on sending)."""
-        with _explained(doing):
+        with google.explained(doing):
             answer = self._connected().request(
                 method,
                 url,
@@ -297,16 +291,18 @@ class GoogleStore:
             if answer.status_code < 300 or answer.status_code == 308:
                 return answer
             with contextlib.closing(answer):
-                said = _message(answer.content)
+                said = google.message_of(answer.content)
         if answer.status_code in (404, 410) and "upload_id=" in url:
             raise Temporary(f"{doing}: the store forgot this upload; begin it again")
+        if answer.status_code == 400 and "MD5 hash" in said:
+            raise Temporary(f"{doing}: the store received other bytes than were sent")
         raise answered(doing, answer.status_code, "", said, answer.headers.get("Retry-After"))
 
     def _connected(self) -> Any:
         """The session, which threads share; made at the first request."""
         with self._opening:
             if self._session is None:
-                self._session = _session(self._emulated)
+                self._session = google.connected(self._emulated)
             return self._session
 
     def _object(self, name: str) -> str:
@@ -331,57 +327,6 @@ class GoogleStore:
 
     def _doing(self, verb: str, name: str) -> str:
         return f"{verb} gs://{self.bucket}/{name}"
-
-
-def _session(emulated: bool) -> Any:
-    import google.auth
-    from google.auth.credentials import AnonymousCredentials
-    from google.auth.transport.requests import AuthorizedSession
-    from requests.adapters import HTTPAdapter
-
-    if emulated:
-        credentials: Any = AnonymousCredentials()  # type: ignore[no-untyped-call]
-    else:
-        with _explained("looking for Google credentials"):
-            credentials, _ = google.auth.default(scopes=[_SCOPE])
-    session: Any = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
-    adapter = HTTPAdapter(pool_maxsize=PARALLEL_CONNECTIONS, max_retries=0)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
-    return session
-
-
-@contextlib.contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    """google-auth's and requests' exceptions as ours."""
-    from google.auth import exceptions as auth
-    from requests import exceptions as http
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except auth.DefaultCredentialsError as error:
-        fix = "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
-        raise Refused(scrubbed(f"{doing}: {error}"), fix) from None
-    except auth.TransportError as error:
-        raise unanswered(doing, error) from None
-    except auth.GoogleAuthError as error:
-        fix = "Renew the credentials, and set this machine's clock"
-        raise Refused(scrubbed(f"{doing}: {error}"), fix) from None
-    except (http.InvalidURL, http.MissingSchema, http.InvalidSchema) as error:
-        raise Refused(f"{doing}: {error}", "Check upload.to and STORAGE_EMULATOR_HOST") from None
-    except (http.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
-        raise unanswered(doing, error) from None
-
-
-def _message(content: bytes) -> str:
-    """What an error's body says, JSON or not, at most a line of it."""
-    try:
-        said = json.loads(content)["error"]
-        text = said["message"] if isinstance(said, dict) else str(said)
-    except (ValueError, KeyError, TypeError):
-        text = content.decode(errors="replace")
-    return " ".join(str(text).split())[:300]
 
 
 __all__ = ["GoogleStore"]

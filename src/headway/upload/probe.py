@@ -62,6 +62,7 @@ def probe(remote: Remote) -> list[Finding]:
 
 def _writing(remote: Remote, key: str, content: bytes) -> list[Finding]:
     """A new object, and then the same key again, which must be refused."""
+    _asked("list", lambda: remote.list(key))  # a HEAD's error would not say why
     with contextlib.suppress(Exists):  # the answer to our own first try was lost
         _asked("write to", lambda: remote.put(key, content))
     try:

@@ -38,6 +38,7 @@ PART_BYTES = 16 << 20
 """A larger file is sent in parts of this size; of more where that would make more than 9,000 (the
 limit is 10,000: Amazon S3 User Guide, Multipart upload limits)."""
 
+PAGE_OBJECTS = 1000
 PARALLEL_PARTS = 4
 TRIES_PER_PART = 3
 """A part that failed does not cost the parts that are there. Nothing else is tried again here."""
@@ -120,9 +121,9 @@ class S3Store:
     def files(self, prefix: str) -> Iterator[RemoteFile]:
         """ListObjectsV2, page after page."""
         doing = self._doing("listing", prefix)
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
-            page = self._ask("list_objects_v2", doing, Prefix=prefix, **more)
+            page = self._ask("list_objects_v2", doing, Prefix=prefix, MaxKeys=PAGE_OBJECTS, **more)
             for found in page.get("Contents", ()):
                 yield self._described(
                     found["Key"], found["Size"], found.get("ETag"), found.get("LastModified")
