@@ -101,7 +101,8 @@ def run_headway(bf16: bool, steps: int, threads: int) -> list[float]:
 
     from headway import load_config
     from headway.opening import opened
-    from headway.run import Quiet, train
+    from headway.run import train
+    from headway.show import Quiet
 
     seconds: list[float] = []
 

@@ -64,7 +64,8 @@ def overhead(threads: int, steps: int = 120) -> dict[str, float]:
 
     import headway.engine.steps as steps_module
     from headway.opening import opened
-    from headway.run import Quiet, train
+    from headway.run import train
+    from headway.show import Quiet
 
     torch.set_num_threads(threads)
     inside: list[float] = []
@@ -110,7 +111,8 @@ def saving(threads: int, megabytes: int = 600) -> dict[str, float]:
 
     from headway.journal import read_events
     from headway.opening import opened
-    from headway.run import Quiet, train
+    from headway.run import train
+    from headway.show import Quiet
 
     torch.set_num_threads(threads)
     alone: list[float] = []

@@ -116,7 +116,8 @@ def run_headway(model: str, data: Path, count: int, threads: int) -> list[dict[s
 
     from headway import RunConfig
     from headway.opening import opened
-    from headway.run import Quiet, train
+    from headway.run import train
+    from headway.show import Quiet
 
     report: list[dict[str, float]] = []
 

@@ -23,7 +23,7 @@ from headway.cli import build_app
 from headway.cli.reference import leaves, reference
 from headway.config import RunConfig
 from headway.config.translate import NAMES
-from headway.run import Quiet
+from headway.show import Quiet
 from toy import toy_config
 
 ROOT = Path(__file__).parent.parent
@@ -47,12 +47,12 @@ def by_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-# ------------------------------------------------------------------ the tree in the README
+# ------------------------------------------------------------------ the tree of the source
 
 
-def listed_files(readme: str) -> set[str]:
-    """Paths below src/headway that the README's tree names; a directory is its __init__.py."""
-    tree = next(text for _, _, text in FENCE.findall(readme) if text.startswith("src/headway/"))
+def listed_files(page: str) -> set[str]:
+    """Paths below src/headway that the page's tree names; a directory is its __init__.py."""
+    tree = next(text for _, _, text in FENCE.findall(page) if text.startswith("src/headway/"))
     found, folder = set(), ""
     for line in tree.splitlines()[1:]:
         name, _, comment = line.strip().partition(" ")
@@ -65,23 +65,23 @@ def listed_files(readme: str) -> set[str]:
     return found
 
 
-def test_the_readme_names_every_file_of_the_package_and_no_other() -> None:
+def test_the_architecture_page_names_every_file_of_the_package_and_no_other() -> None:
     source = ROOT / "src" / "headway"
     files = {
         str(file.relative_to(source))
         for file in source.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    listed = listed_files((ROOT / "README.md").read_text())
+    listed = listed_files((ROOT / "docs/architecture.md").read_text())
     without_code = {name for name in listed - files if not any((source / name).parent.glob("*.py"))}
     assert listed - without_code == files
 
 
 def test_a_file_missing_in_the_tree_would_be_seen() -> None:
     """Negative control."""
-    readme = (ROOT / "README.md").read_text()
-    without = "\n".join(line for line in readme.splitlines() if "run_config.py" not in line)
-    assert listed_files(readme) - listed_files(without) == {"config/run_config.py"}
+    page = (ROOT / "docs/architecture.md").read_text()
+    without = "\n".join(line for line in page.splitlines() if "run_config.py" not in line)
+    assert listed_files(page) - listed_files(without) == {"config/run_config.py"}
 
 
 # ------------------------------------------------------------------ commands

@@ -20,7 +20,7 @@ from headway.engine.task import Microbatch, Task
 from headway.errors import CheckpointError, ConfigError
 from headway.opening import opened
 from headway.records import StepReport
-from headway.run import Quiet
+from headway.show import Quiet
 from toy import Cut, CutAt, assert_same_state, final_state
 
 

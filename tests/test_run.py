@@ -32,8 +32,8 @@ from headway.evals import stale
 from headway.journal import read, read_events, timeline
 from headway.opening import opened
 from headway.records import Evaluation, Finding, StepReport, StopReason
-from headway.run import Quiet
 from headway.run import train as loop
+from headway.show import Quiet
 from toy import Cut, CutAt, assert_same_state, final_state, toy_config
 
 EVALUATE = {"every_steps": 2, "worst_rows": 2}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from headway.config import RunConfig
 from headway.engine.task import BuildContext
 from headway.records import StepReport
-from headway.run import Quiet
+from headway.show import Quiet
 
 TREE: dict[str, Any] = {
     "recipe": "toy",

@@ -19,8 +19,8 @@ from headway.errors import CheckpointError, ConfigError
 from headway.machine import prepare_torch
 from headway.opening import build_context, opened, same_identities
 from headway.records import Evaluation, StopReason
-from headway.run import Quiet, Show
 from headway.run import train as train_loop
+from headway.show import Quiet, Show
 from headway.viewing import open_run
 
 

@@ -18,7 +18,8 @@ from types import ModuleType
 from headway.config import RunConfig
 from headway.opening import opened
 from headway.records import StopReason
-from headway.run import Run, Show, train
+from headway.run import Run, train
+from headway.show import Show
 
 MODULES = (
     "argparse", "array", "asyncio", "base64", "bisect", "calendar", "collections", "colorsys",

@@ -31,7 +31,8 @@ from headway.errors import CheckpointError, ConfigError, HeadwayError
 from headway.journal import Journal, next_attempt, read_events
 from headway.machine import cache_folder, hardware, prepare_torch, versions
 from headway.records import StopReason
-from headway.run import Quiet, Run, Show
+from headway.run import Run
+from headway.show import Quiet, Show
 from headway.signals import Signals
 from headway.summary import summary
 from headway.viewing import open_run
@@ -275,6 +276,7 @@ def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> Non
 def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:
     """Write to the journal, and say, what this attempt starts with."""
     facts = run.task.facts()
+    notes = [*notes, *(("warning", line) for line in facts.get("warnings", ()))]
     journal.append(
         "attempt",
         restored_step=run.state.step,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from headway.checkpoint import Checkpoint, CheckpointStore, Retention, Saver
 from headway.config import RunConfig
@@ -24,8 +24,10 @@ from headway.engine.world import World
 from headway.errors import CheckpointError, StorageFull
 from headway.evals import brief, refuse_no_number, stale, write
 from headway.journal import Journal, timeline
-from headway.records import Evaluation, StepReport, StopReason
+from headway.records import StepReport, StopReason
+from headway.show import Show
 from headway.signals import Signals
+from headway.supervise import HEARTBEAT_FILE, beat
 
 
 def train(run: Run) -> StopReason:
@@ -43,35 +45,6 @@ def train(run: Run) -> StopReason:
         if stop:
             break  # always after a save, never inside a step
     return run.ended(stop or StopReason.FINISHED)
-
-
-class Show(Protocol):
-    """Where a person watches: a terminal, or nobody (``Quiet``)."""
-
-    def step(self, report: StepReport, plan: Plan, cost_usd: float | None) -> None:
-        """After each optimizer step."""
-        ...
-
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """After each evaluation."""
-        ...
-
-    def say(self, what: str) -> None:
-        """Anything else worth one line: a save, a warning, a fall-back."""
-        ...
-
-
-class Quiet:
-    """Shows nothing; the journal has it all."""
-
-    def step(self, report: StepReport, plan: Plan, cost_usd: float | None) -> None:
-        """Nothing."""
-
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """Nothing."""
-
-    def say(self, what: str) -> None:
-        """Nothing."""
 
 
 @dataclass
@@ -115,6 +88,7 @@ class Run:
     def record(self, report: StepReport) -> None:
         """Write the step to the journal and show it."""
         if self.journal:
+            beat(self.folder / HEARTBEAT_FILE)
             self.journal.append(report, cost_usd=self.cost_usd)
             self.show.step(report, self.plan, self.cost_usd)
 
@@ -267,7 +241,7 @@ class Run:
                 world=self.world,
                 precision=self.config.hardware.precision,
                 worst_rows=section.worst_rows,
-                interrupted=lambda: self.signals.received is not None,
+                interrupted=self.interrupted,
             )
             if found is None:
                 return StopReason.SIGNAL
@@ -289,6 +263,12 @@ class Run:
             return None
         patience, min_delta = section.early_stop.patience, section.early_stop.min_delta
         return StopReason.EARLY_STOP if stale(self.losses(), patience, min_delta) else None
+
+    def interrupted(self) -> bool:
+        """Whether an evaluation should end early; asked after each of its microbatches."""
+        if self.journal:
+            beat(self.folder / HEARTBEAT_FILE)
+        return self.signals.received is not None
 
     def losses(self) -> list[float]:
         """Held-out losses so far, in order of steps."""

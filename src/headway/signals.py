@@ -10,6 +10,7 @@ no handler, so a save by the clock is the contract and the signal only improves 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -52,11 +53,16 @@ class Signals:
     def _take(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self._armed:
-            os.write(sys.stderr.fileno(), f"\n{name} before step 1: nothing to save.\n".encode())
+            tell(f"{name} before step 1: nothing to save.")
             os._exit(StopReason.SIGNAL.exit_code)
         if self.received is not None:
-            os.write(sys.stderr.fileno(), f"\n{name} again: leaving now.\n".encode())
+            tell(f"{name} again: leaving now.")
             os._exit(StopReason.SIGNAL.exit_code)
         self.received = name
-        note = f"\n{name}: saving at the end of this step; once more to leave at once.\n"
-        os.write(sys.stderr.fileno(), note.encode())
+        tell(f"{name}: saving at the end of this step; once more to leave at once.")
+
+
+def tell(what: str) -> None:
+    """One line, even from a signal handler, and even when the terminal is gone."""
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"\n{what}\n".encode())
