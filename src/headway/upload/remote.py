@@ -111,6 +111,7 @@ class Remote:
 
         In parallel ranges, each going on where a broken connection ended. ``got(bytes)`` is called
         as bytes arrive, by several threads; it may block or raise. Nothing is verified here.
+        Raises OSError for the local disk, and never follows a link at ``to``.
         """
         file = self._store.head(self._name(key))
         if file is None:
@@ -270,7 +271,7 @@ def _opened(url: str, patience_seconds: float) -> tuple[str, str, Store]:
         return _folder(url if not scheme else place)
     clean = f"{scheme}://{place.strip('/')}"
     bucket, _, prefix = place.strip("/").partition("/")
-    if not bucket or (prefix and not _is_key(prefix)):
+    if not parts.netloc or (prefix and not _is_key(prefix)):
         raise ConfigError(f"{url} is not {scheme}://BUCKET/PREFIX with a plain path as its prefix")
     prefix = prefix + "/" if prefix else ""
     if scheme == "s3":
