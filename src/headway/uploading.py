@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from headway.bucket import (
@@ -22,8 +23,8 @@ from headway.bucket import (
 from headway.checkpoint import Checkpoint
 from headway.config import Upload
 from headway.errors import RemoteError
-from headway.journal import next_attempt
-from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader, UploadEvent
+from headway.journal import Journal, next_attempt
+from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader
 from headway.upload.probe import probe
 
 SHOW_EVERY_SECONDS = 5.0
@@ -66,15 +67,27 @@ class Uploading:
         """Steps that must not be pruned here, because they are being sent or wait for it."""
         return self._uploader.pending() if self._uploader else frozenset()
 
-    def news(self) -> list[UploadEvent]:
-        """What happened since the last call."""
-        return self._uploader.collect() if self._uploader else []
+    def tell(self, journal: Journal, say: Say) -> None:
+        """Write what happened since the last call to the journal, and say what a person needs."""
+        for event in self._uploader.collect() if self._uploader else ():
+            journal.append("upload", **asdict(event))
+            if event.kind == "sent":
+                say(f"step {event.step} is in the bucket ({event.seconds:.1f} s)")
+            elif event.kind in ("failed", "warning"):
+                say(f"WARNING: upload of step {event.step}: {event.why}")
 
     def failure(self) -> RemoteError | None:
         """Why the run must stop: a bucket that is required and fails, or a lost lease."""
         failure = self._uploader.failure() if self._uploader else None
         stops = self._section.required or isinstance(failure, LeaseLost)
         return failure if stops else None
+
+    def finish(self, until: Callable[[], bool], journal: Journal, say: Say) -> None:
+        """``drain``, ``tell``, and raise ``failure`` if there is one."""
+        self.drain(until, say)
+        self.tell(journal, say)
+        if failure := self.failure():
+            raise failure
 
     def drain(self, until: Callable[[], bool], say: Say) -> bool:
         """Wait, visibly and for ``drain_minutes`` at most, until the bucket has everything.
