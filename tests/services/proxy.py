@@ -31,6 +31,7 @@ Kind = Literal[
     "strip",  # remove the request header ``header``
 ]
 BLOCK_BYTES = 64 << 10
+HOST = "127.0.0.1"
 
 
 @dataclass(eq=False)
@@ -75,6 +76,7 @@ class FaultProxy:
         self.upstream = (parts.hostname or "", parts.port or 80)
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
+        self.heads: list[Request] = []
         self.url = ""
         self._stopping = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -88,7 +90,7 @@ class FaultProxy:
 
     def clear(self) -> None:
         """Break nothing more, and forget what was asked."""
-        self.faults, self.requests = [], []
+        self.faults, self.requests, self.heads = [], [], []
         stopping, self._stopping = self._stopping, asyncio.Event()
         self._loop.call_soon_threadsafe(stopping.set)  # what stands still ends now
 
@@ -96,9 +98,9 @@ class FaultProxy:
     def running(self) -> Iterator[FaultProxy]:
         """Listen on a free port of this machine."""
         loop = self._loop
-        server = loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        server = loop.run_until_complete(asyncio.start_server(self._serve, HOST, 0))
         port = server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{HOST}:{port}"
         thread = threading.Thread(target=loop.run_forever, name="fault-proxy", daemon=True)
         thread.start()
         try:
@@ -116,6 +118,7 @@ class FaultProxy:
             request = await _read_request(reader)
             if request is not None:
                 self.requests.append((request.method, request.path))
+                self.heads.append(request)
                 await self._answer(request, reader, writer, self._fault_for(request))
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

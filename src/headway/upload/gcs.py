@@ -295,7 +295,7 @@ class GoogleStore:
         if answer.status_code in (404, 410) and "upload_id=" in url:
             raise Temporary(f"{doing}: the store forgot this upload; begin it again")
         if answer.status_code == 400 and "MD5 hash" in said:
-            raise Temporary(f"{doing}: the store received other bytes than were sent")
+            raise Temporary(f"{doing}: the store refused bytes that changed on the way")
         raise answered(doing, answer.status_code, "", said, answer.headers.get("Retry-After"))
 
     def _connected(self) -> Any:
