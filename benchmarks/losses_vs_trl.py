@@ -378,9 +378,8 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has TRL")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["constant", "cosine"])
     parser.add_argument("--case", choices=CASES, default="constant", help=argparse.SUPPRESS)
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    for name, kind in (("--side", str), ("--folder", Path), ("--out", Path)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         return work(arguments)
