@@ -423,6 +423,22 @@ def test_a_store_that_ignores_conditions_is_found_out(place_of: PlaceOf) -> None
 
 
 @services
+def test_a_store_that_refuses_conditions_is_asked_without_them_at_once(
+    place_of: PlaceOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the proxy, on kept connections: Swift closes the one on which it said 501."""
+    place = place_of("swift")
+    assert place.server is not None
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", place.server.url)
+    for number in range(20):
+        remote = place.remote()
+        remote.put(f"put-{number}", content(1000))
+        assert not remote.abilities.create_only
+        place.remote().replace(f"replaced-{number}", b"data", None)
+    assert len(remote.list()) == 40
+
+
+@services
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [

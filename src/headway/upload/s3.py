@@ -73,7 +73,7 @@ class S3Store:
             except Refused as error:
                 if error.code != "NotImplemented":
                     raise
-                self.abilities = replace(self.abilities, create_only=False, compare_and_swap=False)
+                self._lacks_conditions(create_only=False, compare_and_swap=False)
         if create_only and self.head(name) is not None:
             raise Exists(f"{doing}: it already exists")
         return self._put(name, source, {}, sent)
@@ -153,7 +153,7 @@ class S3Store:
                     raise Changed(str(error)) from None
                 if error.code != "NotImplemented":
                     raise
-                self.abilities = replace(self.abilities, compare_and_swap=False)
+                self._lacks_conditions(compare_and_swap=False)
         found = self.head(name)
         if (found.tag if found else None) != tag:
             raise Changed(f"{self._doing('replacing', name)}: it is not what was expected")
@@ -278,6 +278,11 @@ class S3Store:
             with contextlib.suppress(RemoteError):
                 self.delete(name)
         raise Temporary(f"{doing}: the store received other bytes than were sent ({tag})")
+
+    def _lacks_conditions(self, **lost: bool) -> None:
+        """Remember it. Swift closes the connection then, which the next request must not meet."""
+        self.abilities = replace(self.abilities, **lost)
+        self._connected().close()  # the idle connections; the client opens others
 
     def _described(self, name: str, size: int, tag: str | None, changed: Any) -> RemoteFile:
         plain = (tag or "").strip('"').lower()
