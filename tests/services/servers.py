@@ -48,11 +48,12 @@ class Server:
         """Start what is not running and wait until it answers."""
         self.kill()
         log = (self.folder / f"{self.name}.log").open("ab")
+        dies_with_us = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with log:
             for command in self.commands:
                 self.processes.append(
                     subprocess.Popen(
-                        command,
+                        [*dies_with_us, *command],
                         stdout=log,
                         stderr=log,
                         stdin=subprocess.DEVNULL,
