@@ -55,6 +55,7 @@ class Uploading:
         if self._fresh:
             begin_fresh(self.remote, self._lease.token)
         self._uploader = open_uploader(self.remote, self._section, self._folder, self._lease)
+        self._uploader.start()
         for checkpoint in checkpoints:
             self.submit(checkpoint, scores)
 

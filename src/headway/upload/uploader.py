@@ -131,10 +131,15 @@ class Uploader:
             self._queue[parcel.step] = parcel
             self._skip()
             self._resting = False
-            if self._thread is None:
+            self.start()
+            self._changed.notify_all()
+
+    def start(self) -> None:
+        """Begin the thread, if it is not there: before training, so that no step pays for it."""
+        with self._changed:
+            if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._work, name="upload")
                 self._thread.start()
-            self._changed.notify_all()
 
     def also(self, key: str, path: Path, *, grows: bool = False) -> None:
         """Send this small file before each manifest, and once more at the end.
