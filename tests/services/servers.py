@@ -117,7 +117,8 @@ def swift(folder: Path) -> Server:
         check=True,
         capture_output=True,
     )
-    memcached = ["memcached", "-l", HOST, "-p", str(ports["memcached"]), "-u", "nobody"]
+    memcached = ["memcached", "-l", HOST, "-p", str(ports["memcached"])]
+    memcached += ["-u", getpass.getuser()]
     servers = [
         [f"swift-{kind}-server", str(folder / f"{kind}.conf")] for kind in (*_RING_KINDS, "proxy")
     ]
