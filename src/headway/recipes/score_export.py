@@ -95,7 +95,7 @@ def load_scorer(folder: Path, *, base: Any = None) -> tuple[Scorer, ChainText]:
         )
     try:
         language = _whole(folder) if base is None else _adapted(folder, base)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder / weights}: does not fit: {error}") from error
     scorer, text = with_head(folder, language)
     return scorer.eval(), text
