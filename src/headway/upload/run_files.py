@@ -28,7 +28,7 @@ from headway.upload.layout import (
 from headway.upload.line import Line
 from headway.upload.objects import RemoteFile
 from headway.upload.remote import Remote
-from headway.upload.sending import TRIES_PER_FILE, held, of_bytes, put, read_regular
+from headway.upload.sending import TRIES_PER_FILE, held, is_same, of_bytes, put, read_regular
 
 
 @dataclass
@@ -108,11 +108,17 @@ class RunFiles:
 
 
 def already_sent(key: str, data: bytes, remote: Remote, line: Line) -> int:
-    """How much of a growing file the bucket holds already, piece by piece the same as here."""
-    there = held(remote, line, f"{RUN_FILES}{key}/")
+    """How much of a growing file the bucket holds already, piece by piece the same as here.
+
+    A piece that a killed process left damaged ends it: this attempt's own then takes its place.
+    """
+    there = {file.key: file for file in held(remote, line, f"{RUN_FILES}{key}/").values()}
     same = 0
     for piece in chain(segments(there.values())):
-        if piece.end > len(data) or short(data[piece.start : piece.end]) != piece.digest:
+        mine = data[piece.start : piece.end]
+        if piece.end > len(data) or short(mine) != piece.digest:
+            break
+        if not is_same(there[piece.key], of_bytes(mine), remote, line):
             break
         same = piece.end
     return same
