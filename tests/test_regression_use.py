@@ -6,6 +6,7 @@ What a scorer is made of works together or not at all.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -20,10 +22,12 @@ from typer.testing import CliRunner
 from chain_runs import FULL, awake, chain_of, config_of, record, task_of, write
 from headway.api import load_run, train
 from headway.cli import build_app
+from headway.cli.init import starter
+from headway.data.chains import ChainSource, ChainTally, read_chains
 from headway.errors import CheckpointError, ConfigError
 from headway.opening import opened
 from headway.recipes.chain_view import asked, scores_of
-from headway.recipes.regression import RECIPE
+from headway.recipes.regression import RECIPE, RegressionConfig
 from headway.recipes.score_export import load_scorer
 from toy import Cut, CutAt, assert_same_state, final_state
 
@@ -283,3 +287,29 @@ def test_a_new_run_begins_with_another_runs_weights_head_and_token_row(tmp_path:
             assert all(torch.equal(tensor, stored[name]) for name, tensor in tensors.items())
         assert second.state.step == 0
     assert {"head.safetensors", "adapter_model.safetensors"} == set(saved)
+
+
+# ------------------------------------------------------------------ the guide
+
+
+PAGE = (Path(__file__).parent.parent / "docs/regression.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", range(PAGE.count("\n```json\n") + PAGE.count("\n```csv\n")))
+def test_every_example_of_data_on_the_guides_page_is_read(number: int, tmp_path: Path) -> None:
+    kind, text = re.findall(r"\n```(json|csv)\n(.*?)```", PAGE, re.DOTALL)[number]
+    file = tmp_path / f"example.{'csv' if kind == 'csv' else 'jsonl'}"
+    file.write_text(text)
+    columns = {"columns": {"text": "review", "targets": "stars"}} if kind == "csv" else {}
+    label = {"label": "score"} if "chains" in text else {}
+    source = ChainSource.model_validate({"path": str(file), **columns, **label})
+    tally = ChainTally(source="example", path=str(file))
+    chains = list(read_chains(source, tally))
+    assert chains and all(chain.labels for chain in chains) and not tally.dropped
+
+
+def test_the_starter_reads_as_the_recipes_defaults_where_it_states_them() -> None:
+    tree = YAML(typ="safe", pure=True).load(starter("regression"))
+    stated = RegressionConfig.model_validate(tree["task"])
+    bare = {key: tree["task"][key] for key in ("base_model", "tuning", "data")}
+    assert stated == RegressionConfig.model_validate(bare)
