@@ -35,6 +35,7 @@ from headway.run import Run
 from headway.show import Quiet, Show
 from headway.signals import Signals
 from headway.summary import summary
+from headway.uploading import Uploading, uploading
 from headway.viewing import open_run
 
 
@@ -57,8 +58,9 @@ def opened(
         signals = stack.enter_context(Signals())
         world = stack.enter_context(joined(config.hardware.device))
         folder = run_folder(config)
+        bucket = stack.enter_context(own_bucket(config, world, fresh, from_step, show))
         changed = stack.enter_context(claimed(folder, config, fresh)) if world.leads else []
-        attempt = world.agree(next_attempt(folder / JOURNAL_FILE) if world.leads else 0)[0]
+        attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
         meter = started_meter(config, folder)
         journal = None
         if world.leads:
@@ -89,7 +91,7 @@ def opened(
             notes.append(("warm_start", warm_started(state, config.run.warm_start)))
         run = Run(
             config, folder, recipe, task, state, plan, world, store, saver, journal, meter,
-            signals, show, facts,
+            signals, show, facts, bucket,
         )  # fmt: skip
         run.saved_step = state.step if state.step else -1
         run.remember(read_events(folder / JOURNAL_FILE, {"attempt", "evaluation"}))
@@ -97,6 +99,21 @@ def opened(
             introduce(run, journal, notes)
         signals.arm()
         yield run
+
+
+def own_bucket(
+    config: RunConfig, world: World, fresh: bool, from_step: int | None, show: Show
+) -> contextlib.AbstractContextManager[Uploading | None]:
+    """The run's bucket, on rank 0 and where one was asked for: what is newer there comes back."""
+    if not world.leads or config.upload is None:
+        return contextlib.nullcontext()
+    folder = run_folder(config)
+    return uploading(config.upload, folder, fresh=fresh, from_step=from_step, say=show.say)
+
+
+def own_attempt(folder: Path, bucket: Uploading | None) -> int:
+    """A number no attempt had: the next in the journal, and where a bucket is, in its lease."""
+    return bucket.attempt() if bucket else next_attempt(folder / JOURNAL_FILE)
 
 
 @contextlib.contextmanager
@@ -302,3 +319,5 @@ def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:
     journal.flush()
     for line in summary(run):
         run.show.say(line)
+    if run.bucket:
+        run.bucket.begin(run.store.checkpoints(), run.scores)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from headway.records import StepReport, StopReason
 from headway.show import Show
 from headway.signals import Signals
 from headway.supervise import HEARTBEAT_FILE, beat
+from headway.uploading import Uploading
 
 
 def train(run: Run) -> StopReason:
@@ -68,6 +69,8 @@ class Run:
     show: Show
     facts: dict[str, Any]
     """Goes into every checkpoint's manifest: fingerprint, identities, versions."""
+    bucket: Uploading | None = None
+    """Rank 0's copy of the run elsewhere; None where no bucket was asked for."""
     snapshot: Snapshot = field(default_factory=Snapshot)
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
@@ -101,11 +104,16 @@ class Run:
             or minutes >= (section.every_minutes or math.inf)
             or self.evaluation_due(report.step)  # the best can only be kept if it was saved
         )
-        signalled, spent, save_due = self.world.agree(
-            int(self.signals.received is not None), int(self.over_budget(report.seconds)), int(due)
+        signalled, spent, cut_off, save_due = self.world.agree(
+            int(self.signals.received is not None),
+            int(self.over_budget(report.seconds)),
+            int(self.bucket is not None and self.bucket.failure() is not None),
+            int(due),
         )
         if signalled:
             return StopReason.SIGNAL, True
+        if cut_off:
+            return StopReason.ERROR, True
         if spent:
             return StopReason.BUDGET, True
         if report.step >= self.plan.num_steps:
@@ -172,6 +180,10 @@ class Run:
             return
         for checkpoint in committed:
             self.announce(checkpoint, self.journal)
+            if self.bucket:
+                self.bucket.submit(checkpoint, self.scores)
+        if self.bucket:
+            self.bucket.tell(self.journal, self.show.say)
         if committed:
             section = self.config.checkpoint
             policy = Retention(
@@ -179,7 +191,8 @@ class Run:
                 keep_best=section.keep_best,
                 keep_every_steps=section.keep_every_steps,
             )
-            gone = self.store.prune(policy, self.scores, pinned=())
+            pinned = self.bucket.pending() if self.bucket else ()
+            gone = self.store.prune(policy, self.scores, pinned=pinned)
             if gone:
                 self.journal.append("prune", steps=gone)
 
@@ -289,12 +302,24 @@ class Run:
 
     # ------------------------------------------------------------- end
 
+    def asked_again(self) -> Callable[[], bool]:
+        """Whether a signal came since now; each time it is asked is a sign of life."""
+        before = self.signals.received
+
+        def answer() -> bool:
+            beat(self.folder / HEARTBEAT_FILE)
+            return self.signals.received != before
+
+        return answer
+
     def ended(self, stop: StopReason) -> StopReason:
         """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
         if self.journal:
             self.settle(stop)
             if self.unsaved:
                 raise self.unsaved
+            if self.bucket:
+                self.bucket.finish(self.asked_again(), self.journal, self.show.say)
             facts = {"step": self.state.step, "cost_usd": self.cost_usd}
             self.journal.append("stop", reason=stop.value, **facts)
             self.journal.flush()

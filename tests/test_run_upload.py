@@ -1,0 +1,174 @@
+"""Training with a bucket: what is lost with the machine comes back, and the bits are the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headway.api import train
+from headway.bucket import newest_here, problems_in
+from headway.errors import ConfigError, RunLocked
+from headway.records import StopReason
+from headway.show import Quiet
+from headway.upload import Remote, acquire, remote_checkpoints
+from headway.upload.faults import Refused, Temporary
+from headway.upload.lease import LeaseLost
+from toy import Cut, CutAt, assert_same_state, final_state, toy_config
+
+
+def with_bucket(root: Path, bucket: Path, **sections: Any):
+    upload = {"to": str(bucket), **sections.pop("upload", {})}
+    return toy_config(root, upload=upload, evaluate={"every_steps": 2}, **sections)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, Any]:
+    """The final state of a run that nothing interrupted and nobody uploaded."""
+    root = tmp_path_factory.mktemp("whole")
+    train(toy_config(root, evaluate={"every_steps": 2}))
+    return final_state(root / "run")
+
+
+class Said(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, what: str) -> None:
+        self.lines.append(what)
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_killed_and_the_machine_lost_another_one_ends_with_the_same_bits(tmp_path, whole, step):
+    bucket = tmp_path / "bucket"
+    with pytest.raises(Cut):
+        train(with_bucket(tmp_path / "one", bucket), show=CutAt(step))
+    shutil.rmtree(tmp_path / "one")
+    said = Said()
+    assert train(with_bucket(tmp_path / "two", bucket), show=said) is StopReason.FINISHED
+    assert_same_state(final_state(tmp_path / "two" / "run"), whole)
+    events = [json.loads(x) for x in (tmp_path / "two/run/journal.jsonl").read_text().splitlines()]
+    attempts = [event["attempt"] for event in events]
+    assert attempts == sorted(attempts)
+    if any("restored" in line for line in said.lines):
+        assert len({*attempts}) == 2, "the journal came back too"
+
+
+def test_the_bucket_has_everything_at_the_end_and_only_what_it_keeps(tmp_path):
+    config = with_bucket(tmp_path, tmp_path / "bucket", upload={"keep_last": 2})
+    said = Said()
+    assert train(config, show=said) is StopReason.FINISHED
+    copies = remote_checkpoints(Remote(str(tmp_path / "bucket/run")))
+    assert all(not copy.problems for copy in copies)
+    assert 6 in [copy.step for copy in copies] and len(copies) <= 3
+    for line in ("step 6 is in the bucket",):
+        assert any(line in each for each in said.lines)
+    journal = (tmp_path / "run/journal.jsonl").read_bytes()
+    pieces = sorted((tmp_path / "bucket/run/run/journal.jsonl").iterdir())
+    assert b"".join(piece.read_bytes() for piece in pieces) == journal, "the stop line too"
+
+
+def test_a_second_machine_is_refused_while_the_first_trains(tmp_path):
+    bucket = tmp_path / "bucket"
+    with acquire(Remote(str(bucket / "run")), seconds=0.5):
+        with pytest.raises(RunLocked, match="is being written by"):
+            train(with_bucket(tmp_path / "two", bucket, upload={"lease_seconds": 5}))
+
+
+def test_another_config_under_the_same_name_is_refused_with_the_difference(tmp_path):
+    bucket = tmp_path / "bucket"
+    train(with_bucket(tmp_path / "one", bucket))
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(with_bucket(tmp_path / "two", bucket, train={"learning_rate": 0.5}))
+
+
+def test_a_fresh_run_is_what_comes_back_afterwards(tmp_path):
+    bucket = tmp_path / "bucket"
+    train(with_bucket(tmp_path / "one", bucket))
+    changed = {"learning_rate": 0.01}
+    train(with_bucket(tmp_path / "one", bucket, train=changed), fresh=True)
+    shutil.rmtree(tmp_path / "one")
+    said = Said()
+    train(with_bucket(tmp_path / "two", bucket, train=changed), show=said)
+    assert any("restored step-00000006" in line for line in said.lines)
+    place = newest_here(tmp_path / "two/run")
+    assert place == (2, 6)
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_bucket_that_refuses_stops_the_run_only_when_it_is_required(
+    tmp_path, monkeypatch, required, whole
+):
+    real = Remote.put
+
+    def refuse(self, key, *args, **more):
+        if key.startswith("checkpoints/"):
+            raise Refused("writing: the store said 403", "Renew the credentials")
+        return real(self, key, *args, **more)
+
+    monkeypatch.setattr(Remote, "put", refuse)
+    said = Said()
+    config = with_bucket(tmp_path, tmp_path / "bucket", upload={"required": required})
+    if required:
+        with pytest.raises(Refused, match="403"):
+            train(config, show=said)
+        place = newest_here(tmp_path / "run")
+        assert place, "it stopped after a save"
+    else:
+        assert train(config, show=said) is StopReason.FINISHED
+        assert_same_state(final_state(tmp_path / "run"), whole)
+        assert any("NOT IN THE BUCKET" in line for line in said.lines)
+    assert any("403" in line for line in said.lines)
+    monkeypatch.setattr(Remote, "put", real)
+    assert train(config) is StopReason.FINISHED
+    copies = remote_checkpoints(Remote(str(tmp_path / "bucket/run")))
+    assert copies[-1].step == 6
+
+
+def test_what_waits_for_the_bucket_is_not_pruned_here(tmp_path, monkeypatch):
+    """keep_last 1, and a bucket that takes nothing before the end of training."""
+    real = Remote.put
+    closed = {"now": True}
+
+    def hang(self, key, *args, **more):
+        if key.startswith("checkpoints/") and closed["now"]:
+            raise Temporary("503")
+        return real(self, key, *args, **more)
+
+    class Open(Quiet):
+        def step(self, report, plan, cost_usd) -> None:
+            here = [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")]
+            if report.step == 5:
+                assert "step-00000001" in here, "in flight since the first save"
+            if report.step == 6:
+                closed["now"] = False
+
+    monkeypatch.setattr(Remote, "put", hang)
+    config = with_bucket(tmp_path, tmp_path / "bucket", checkpoint={"keep_last": 1, "keep_best": 1})
+    assert train(config, show=Open()) is StopReason.FINISHED
+    assert 6 in [c.step for c in remote_checkpoints(Remote(str(tmp_path / "bucket/run")))]
+
+
+def test_a_machine_that_lost_its_lease_stops_after_a_save(tmp_path):
+    """Another took over while this one was paused."""
+    bucket = tmp_path / "bucket"
+
+    class Pause(Quiet):
+        taken: Any = None
+
+        def step(self, report, plan, cost_usd) -> None:
+            if report.step == 2:
+                remote = Remote(str(bucket / "run"))
+                key = remote.url + "/lease.json"
+                holder = json.loads(Path(key).read_text())
+                Path(key).write_text(json.dumps({**holder, "released": True}))
+                self.taken = acquire(remote, seconds=60)
+
+    show = Pause()
+    with pytest.raises(LeaseLost, match="is written by"):
+        train(with_bucket(tmp_path, bucket, train={"horizon": {"steps": 200}}), show=show)
+    place = newest_here(tmp_path / "run")
+    assert place and not problems_in(tmp_path / f"run/checkpoints/step-{place[1]:08d}")
