@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from headway.config import RunConfig
-from headway.engine.host_memory import use_one_heap
+from headway.engine.host_memory import keep_few_kernels, use_one_heap
 from headway.engine.precision import make_deterministic
 from headway.engine.world import World
 
@@ -26,6 +26,7 @@ def cache_folder() -> Path:
 def prepare_torch(config: RunConfig) -> None:
     """Threads, memory, kernels, and the seed that initial weights are drawn with."""
     use_one_heap()
+    keep_few_kernels()
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
     make_deterministic(config.hardware.deterministic)

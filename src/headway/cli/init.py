@@ -45,7 +45,9 @@ def starter_names() -> list[str]:
 
 
 def init_command(
-    recipe: Annotated[str, typer.Argument(help="Which kind of training: sft, regression, pretrain.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Which kind of training: sft, regression, pretrain.")
+    ],
     to: Annotated[
         Path | None, typer.Option(help="Where to write it.", show_default="RECIPE.yaml")
     ] = None,
