@@ -441,6 +441,24 @@ def test_a_fault_of_the_uploader_itself_is_said_and_the_next_save_begins_anew(
         assert drained(one) and one.verified() == {200}
 
 
+DAMAGED = ["the manifest is not the one its folder is named after"]
+
+
+def test_a_manifest_that_was_damaged_on_its_way_is_replaced_by_the_next_process(parcels, tmp_path):
+    bucket = Bucket()
+    clean = FakeRemote(Bucket())
+    sent(parcels[0], clean)
+    at = clean.calls.index(("put", f"{parcels[0].prefix}manifest.json"))
+    with pytest.raises(Killed):
+        sent(parcels[0], FakeRemote(bucket, {at: "corrupt", at + 1: "die"}))
+    assert listed(bucket) in (
+        {(1, 100): DAMAGED},
+        {(-1, -1): ["the manifest is damaged", *DAMAGED]},
+    )
+    assert sent(parcels[0], FakeRemote(bucket))
+    assert listed(bucket) == {(1, 100): []}
+
+
 @PROPERTY
 @given(data=st.data())
 def test_killed_and_started_again_at_random_nothing_acknowledged_is_lost(parcels, data):
@@ -465,13 +483,15 @@ def test_killed_and_started_again_at_random_nothing_acknowledged_is_lost(parcels
                 acknowledged |= {(1, step) for step in one.verified()}
             fired += len(remote.fired)
             found = listed(bucket)
-            assert all(wrong == [] for wrong in found.values())
-            assert acknowledged <= found.keys()
+            # A manifest that was damaged on its way by a process that then died is there, and is
+            # seen not to be one; the next process replaces it.
+            assert all(wrong in ([], DAMAGED) for wrong in found.values())
+            assert all(found[copy] == [] for copy in acknowledged)
         with uploader(FakeRemote(bucket), journal) as last:
             for parcel in disk:
                 last.submit(parcel)
             assert drained(last)
-        assert (1, disk[-1].step) in listed(bucket)
+        assert listed(bucket)[1, disk[-1].step] == []
         event(f"{min(fired, 5)} faults fired")
 
 

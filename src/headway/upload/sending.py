@@ -60,8 +60,14 @@ def send(
     manifest = read_manifest(parcel)
     there = held(remote, line, parcel.prefix)
     if parcel.manifest in there:
-        refuse_damaged(parcel, there, manifest, remote, line)
-        return False
+        key = parcel.prefix + parcel.manifest
+        if line.ask(lambda: remote.read(key)) == manifest:
+            refuse_damaged(parcel, there, remote)
+            return False
+        # Its name holds the manifest's hash, so these bytes never were a commit: damaged on the way
+        # by a process that died before it could compare.
+        on_wrong(f"{key}: not the manifest that its name says; deleted, sent again")
+        line.ask(lambda: remote.delete([key]))
     with contextlib.ExitStack() as stack:
         sources = {name: (parcel.folder / name, fact) for name, fact in parcel.files.items()}
         if archive != "none":
@@ -142,13 +148,9 @@ def compare(
             )
 
 
-def refuse_damaged(
-    parcel: Parcel, there: Mapping[str, RemoteFile], manifest: bytes, remote: Remote, line: Line
-) -> None:
+def refuse_damaged(parcel: Parcel, there: Mapping[str, RemoteFile], remote: Remote) -> None:
     """A copy that is committed already must be whole; it is never changed. Raises Unsendable."""
     wrong = lacking(parcel.files, there)
-    if line.ask(lambda: remote.read(parcel.prefix + parcel.manifest)) != manifest:
-        wrong.append(parcel.manifest)
     if wrong:
         raise Unsendable(
             f"{remote.url}/{parcel.prefix} has a manifest, but {wrong[:3]} are not what it says. "
