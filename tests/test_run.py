@@ -294,6 +294,18 @@ def test_a_warm_start_takes_the_weights_and_nothing_else(
         train(toy_config(tmp_path / "fourth", **warm))
 
 
+def test_a_warm_start_from_a_model_that_means_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toy_recipe import ToyTask
+
+    train(toy_config(tmp_path / "first"))
+    facts = {"parameters": 1, "trainable": 1, "identities": {"rows": "others"}}
+    monkeypatch.setattr(ToyTask, "facts", lambda self: facts)
+    with pytest.raises(ConfigError, match="trained with another rows"):
+        train(toy_config(tmp_path / "second", run={"warm_start": f"{tmp_path / 'first/run'}@6"}))
+
+
 def test_an_optimizer_state_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     with opened(toy_config(tmp_path)) as run:
         loop(run)

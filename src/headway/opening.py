@@ -38,6 +38,9 @@ from headway.summary import summary
 from headway.uploading import Uploading, uploading
 from headway.viewing import open_run
 
+OF_THE_DATA = ("data", "held_out")
+"""Identities that a run from another's weights may have of its own."""
+
 
 @contextlib.contextmanager
 def opened(
@@ -88,7 +91,7 @@ def opened(
         found = restore_newest(state, store, facts, from_step, world)
         notes += [("quarantine", line) for line in found]
         if config.run.warm_start and state.step == 0:
-            notes.append(("warm_start", warm_started(state, config.run.warm_start)))
+            notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
         run = Run(
             config, folder, recipe, task, state, plan, world, store, saver, journal, meter,
             signals, show, facts, bucket,
@@ -265,10 +268,11 @@ def restore_newest(
     return found
 
 
-def warm_started(state: TrainState, source: str) -> str:
+def warm_started(state: TrainState, source: str, facts: dict[str, Any]) -> str:
     """Give the model the weights of another run's checkpoint (``RUN@STEP``); what was taken.
 
-    Weights only: step, optimizer and data order begin anew.
+    Weights only: step, optimizer and data order begin anew. What the weights are read with (base
+    model, tokenizer, what a head's number means) must be the same; the data need not.
     """
     folder, _, step = source.rpartition("@")
     view = open_run(folder)
@@ -276,6 +280,13 @@ def warm_started(state: TrainState, source: str) -> str:
     problems = verify(checkpoint)
     if problems:
         raise CheckpointError(f"run.warm_start: {checkpoint.path} is damaged: {problems}")
+    then, now = checkpoint.manifest.facts.get("identities", {}), facts["identities"]
+    other = [k for k in then if k not in OF_THE_DATA and k in now and then[k] != now[k]]
+    if other:
+        raise ConfigError(
+            f"run.warm_start: {checkpoint.path} was trained with another {' and '.join(other)}: its "
+            "weights would mean something else here. Use the same task section but for its data"
+        )
     load_model(state.task, checkpoint.path / "model")
     return f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"
 
