@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.errors import ConfigError
+from headway.upload import boto, google
 from headway.upload.faults import REMOVED, answered, scrubbed, unanswered
 from headway.upload.objects import Stretch, md5_of
 from headway.upload.remote import Exists, Refused, Remote, Temporary
@@ -279,3 +282,64 @@ def test_a_range_that_fails_ends_the_others_and_leaves_no_file(tmp_path: Path) -
         remote.download("key", tmp_path / "to", got=got)
     assert not (tmp_path / "to").exists()
     assert sum(calls) < 66 << 20
+
+
+def test_a_network_that_fails_is_asked_again_and_a_wrong_setting_is_not() -> None:
+    """botocore's ConnectionError is no HTTPClientError; a token's renewal is a request too."""
+    from botocore import exceptions as of_boto
+    from google.auth import exceptions as of_google
+    from requests import exceptions as of_requests
+
+    endpoint = {"endpoint_url": "https://x", "error": "x"}
+    refresh = of_google.RefreshError("no token")  # type: ignore[no-untyped-call]
+    refresh.__cause__ = of_google.TransportError("no route")  # type: ignore[no-untyped-call]
+    passing: list[tuple[Any, Exception]] = [
+        (boto, of_boto.EndpointConnectionError(**endpoint)),
+        (boto, of_boto.ConnectTimeoutError(**endpoint)),
+        (boto, of_boto.ReadTimeoutError(**endpoint)),
+        (boto, of_boto.SSLError(**endpoint)),
+        (boto, of_boto.ProxyConnectionError(proxy_url="http://proxy")),
+        (boto, of_boto.ConnectionClosedError(**endpoint)),
+        (boto, of_boto.MetadataRetrievalError(error_msg="timed out")),
+        (google, of_requests.ConnectionError("refused")),
+        (google, of_requests.Timeout("slow")),
+        (google, of_google.TransportError("no route")),  # type: ignore[no-untyped-call]
+        (google, of_google.RefreshError("busy", retryable=True)),  # type: ignore[no-untyped-call]
+        (google, refresh),
+    ]
+    lasting: list[tuple[Any, Exception]] = [
+        (boto, of_boto.NoRegionError()),
+        (boto, of_boto.NoCredentialsError()),
+        (google, of_google.RefreshError("invalid_grant")),  # type: ignore[no-untyped-call]
+        (google, of_requests.InvalidURL("x")),
+    ]
+    for kind, cases in ((Temporary, passing), (Refused, lasting)):
+        for client, error in cases:
+            with pytest.raises(kind), client.explained("asking"):
+                raise error
+
+
+def test_a_refused_connection_and_an_unknown_host_are_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Through the real clients: nothing listens on port 9, and .invalid is nobody's (RFC 2606)."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-nobody")
+    for endpoint in ("http://127.0.0.1:9", "http://nobody.invalid"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        for url in ("s3://bucket/run", "gs://bucket/run"):
+            with pytest.raises(Temporary):
+                Remote(url, patience_seconds=2).head("x")
+
+
+def test_a_full_disk_here_is_not_the_buckets_refusal(tmp_path: Path) -> None:
+    """What the receiver of the bytes raises comes out as it was raised."""
+    remote = Remote(str(tmp_path))
+    remote.put("x", b"1")
+
+    def full(count: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        remote.download("x", tmp_path / "here", got=full)

@@ -66,8 +66,11 @@ def explained(doing: str) -> Iterator[None]:
         raise Refused(
             f"{doing}: {error}", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         ) from None
-    except (boto.HTTPClientError, ResponseParserError, boto.ReadTimeoutError) as error:
+    except (boto.HTTPClientError, boto.ConnectionError, ResponseParserError) as error:
+        # ConnectionError: refused, no such host, timed out, TLS, proxy; no kind of HTTPClientError.
         raise unanswered(doing, error) from None
+    except (boto.MetadataRetrievalError, boto.CredentialRetrievalError) as error:
+        raise unanswered(doing, error) from None  # the machine's own service of credentials
     except (boto.IncompleteReadError, HTTPError, ConnectionError, TimeoutError) as error:
         raise unanswered(doing, error) from None
     except boto.BotoCoreError as error:

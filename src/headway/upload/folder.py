@@ -64,15 +64,18 @@ class FolderStore:
 
     def fetch(self, file: RemoteFile, start: int, stop: int, take: Callable[[bytes], None]) -> None:
         """Read a stretch of it."""
-        with _explained(f"reading {self.root / file.key}"):
-            with self._inside(file.key).open("rb") as source:
+        doing = f"reading {self.root / file.key}"
+        with contextlib.ExitStack() as stack:
+            with _explained(doing):
+                source = stack.enter_context(self._inside(file.key).open("rb"))
                 source.seek(start)
-                while start < stop:
+            while start < stop:
+                with _explained(doing):
                     block = source.read(min(READ_BYTES, stop - start))
-                    if not block:
-                        raise Temporary(f"reading {self.root / file.key}: it became shorter")
-                    take(block)
-                    start += len(block)
+                if not block:
+                    raise Temporary(f"{doing}: it became shorter")
+                take(block)  # its errors are not the folder's: this machine's disk may be full
+                start += len(block)
 
     def files(self, prefix: str) -> Iterator[RemoteFile]:
         """Every regular file whose relative path begins so; what is being written is none."""

@@ -50,9 +50,11 @@ def explained(doing: str) -> Iterator[None]:
     except auth.DefaultCredentialsError as error:
         fix = "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
         raise Refused(scrubbed(f"{doing}: {error}"), fix) from None
-    except auth.TransportError as error:
+    except (auth.TransportError, auth.TimeoutError, auth.ResponseError) as error:
         raise unanswered(doing, error) from None
     except auth.GoogleAuthError as error:
+        if error.retryable or isinstance(error.__cause__, auth.TransportError):
+            raise unanswered(doing, error) from None  # the service of tokens was not reached
         fix = "Renew the credentials, and set this machine's clock"
         raise Refused(scrubbed(f"{doing}: {error}"), fix) from None
     except (http.InvalidURL, http.MissingSchema, http.InvalidSchema) as error:
