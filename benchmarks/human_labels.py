@@ -147,7 +147,7 @@ class Judged:
 
 
 def pooled(folds: Sequence[Sequence[Line]], group_at: Mapping[str, str]) -> Judged:
-    """The folds' predictions together. ``group_at``: place of a chain -> its question and answer.
+    """The folds' predictions together. ``group_at``: place of a chain -> its question.
 
     Raises ValueError where a chain, or a question, is held out twice.
     """

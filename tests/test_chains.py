@@ -446,7 +446,7 @@ def test_words_stand_for_numbers_and_null_is_left_out(tmp_path):
         ({"steps": ["a"], "targets": [True]}, r"targets\[0\]: a finite number"),
         ({"steps": [1], "targets": [1]}, r"steps\[0\]: a text was expected"),
         ({"steps": ["a"]}, "no field 'targets'"),
-        ({"steps": ["a", "b"], "targets": [1, 0], "kinds": ["x"]}, "2 steps but 1 kinds"),
+        ({"steps": ["a", "b"], "targets": [1, 0], "kinds": ["x"]}, "2 steps but 1 kind"),
     ],
 )
 def test_a_bad_record_is_an_error_with_file_line_and_key(tmp_path, bad, says):

@@ -41,8 +41,9 @@ class Chain:
             raise DataError(f"{self.where}: a chain needs at least one step")
         for name, values in (("targets", self.targets), ("kinds", self.kinds or self.steps)):
             if len(values) != len(self.steps):
+                given = name if len(values) != 1 else name.removesuffix("s")
                 raise DataError(
-                    f"{self.where}: {len(self.steps)} steps but {len(values)} {name}: give one "
+                    f"{self.where}: {len(self.steps)} steps but {len(values)} {given}: give one "
                     "for each step, null where there is none"
                 )
 

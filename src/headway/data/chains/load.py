@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain as joined
+from itertools import count, islice
 from pathlib import PurePosixPath
 
 from headway.data.chains import eqasc, plain, prm800k, reveal
-from headway.data.chains.chain import Chain, Drop, Item
+from headway.data.chains.chain import Chain, Drop, Item, Note
 from headway.data.chains.report import (
     ChainReport,
     ChainTally,
     SplitTally,
+    known_problems,
     labels_of,
     remember,
     warnings_of,
@@ -64,8 +66,13 @@ class ChainSplits:
     report: ChainReport
 
 
-def load_chains(data: ChainData, *, seed: int) -> ChainSplits:
-    """Read everything. DataError for unreadable data, terms not accepted, empty or leaky splits."""
+def load_chains(
+    data: ChainData, *, seed: int, target_range: tuple[float, float] | None = None
+) -> ChainSplits:
+    """Read everything. DataError for unreadable data, terms not accepted, empty or leaky splits.
+
+    ``target_range``: what a label may be, for the report; None: as the labels of a source have it.
+    """
     train_tallies, train = _read_all(data.train, to_train=True)
     held_tallies, held_out = _read_all(data.eval or (), to_train=False)
     tallies = (*train_tallies, *held_tallies)
@@ -74,7 +81,7 @@ def load_chains(data: ChainData, *, seed: int) -> ChainSplits:
     if data.eval_fraction is not None:
         train, held_out = _divided(train, data, seed)
         held_names = names
-    splits = _counted(train, names, held_out, held_names)
+    splits = _counted(train, names, held_out, held_names, target_range)
     _refuse_leaks(splits, data.max_leaked)
     sizes = [len(chains) for chains in train]
     return ChainSplits(
@@ -85,18 +92,28 @@ def load_chains(data: ChainData, *, seed: int) -> ChainSplits:
     )
 
 
-def read_chains(source: ChainSource, tally: ChainTally) -> Iterator[Chain]:
+def read_chains(
+    source: ChainSource, tally: ChainTally, taken: Set[str] = frozenset()
+) -> Iterator[Chain]:
     """Every chain of a source, in order; what is dropped or changed is counted in ``tally``.
 
-    Terms of use are not asked about here, as reading is not training.
+    A name that is ``taken`` gets a number. Terms of use are not asked about here, as reading is
+    not training.
     """
-    spec = Source(path=source.path, split=source.split, limit=source.limit)
-    records = read_records(spec)
+    records = read_records(Source(path=source.path, split=source.split))
     first = next(records)
     kind = recognised(first, source)
     _refuse_unused(source, kind)
     tally.format = kind
-    tally.source = name = _name(source, kind)
+    usual = _name(source, kind)
+    numbered = (f"{usual}#{number}" for number in count(2))
+    tally.source = name = next(n for n in joined([usual], numbered) if n not in taken)
+    if name != usual:
+        tally.count(
+            Note(
+                f"named {name}, as another source is {usual}; name: gives a better one", source.path
+            )
+        )
     all_records = joined([first], records)
     if kind == "eqasc" and source.label == "score":
         tally.warnings.append(_SCORES)
@@ -104,7 +121,7 @@ def read_chains(source: ChainSource, tally: ChainTally) -> Iterator[Chain]:
     if kind == "reveal":
         batches = reveal.grouped(all_records)
     read = _reader(source, kind, name)
-    for batch in batches:
+    for batch in islice(batches, source.limit):
         items = list(read(batch))
         found = [item for item in items if isinstance(item, Chain)]
         dropped = [item for item in items if isinstance(item, Drop) and item.unit == "record"]
@@ -150,11 +167,12 @@ def _read_all(
     sources: Sequence[ChainSource], *, to_train: bool
 ) -> tuple[list[ChainTally], list[list[Chain]]]:
     """The tally and the chains of each source. DataError when one has none left."""
-    tallies, found = [], []
+    tallies: list[ChainTally] = []
+    found = []
     for source in sources:
         tally = ChainTally(source=source.name or "", path=source.path)
         chains = []
-        for chain in read_chains(source, tally):
+        for chain in read_chains(source, tally, {earlier.source for earlier in tallies}):
             if to_train and tally.format == "reveal" and not source.accept_terms:
                 raise DataError(f"{source.path}: {reveal.TERMS}")
             chains.append(chain)
@@ -227,17 +245,22 @@ def _divided(
 
 
 def _counted(
-    train: list[list[Chain]], names: list[str], held_out: list[list[Chain]], held_names: list[str]
+    train: list[list[Chain]],
+    names: list[str],
+    held_out: list[list[Chain]],
+    held_names: list[str],
+    target_range: tuple[float, float] | None,
 ) -> tuple[SplitTally, ...]:
     """The tallies of all sources, training first."""
     trained: dict[int, tuple[float | None, ...]] = {}
     held: dict[int, tuple[float | None, ...]] = {}
+    problems = {chain.group for chains in train for chain in chains}
     tallies = [
-        _tally("train", name, chains, trained, set())
+        _tally("train", name, chains, trained, set(), set(), target_range)
         for name, chains in zip(names, train, strict=True)
     ]
     tallies += [
-        _tally("held-out", name, chains, held, trained.keys())
+        _tally("held-out", name, chains, held, trained.keys(), problems, target_range)
         for name, chains in zip(held_names, held_out, strict=True)
     ]
     return tuple(tallies)
@@ -249,8 +272,11 @@ def _tally(
     chains: Sequence[Chain],
     seen: dict[int, tuple[float | None, ...]],
     trained: Set[int],
+    problems: Set[str],
+    target_range: tuple[float, float] | None,
 ) -> SplitTally:
-    """Count the chains of one source; ``seen`` holds the contents of its split so far."""
+    """Count the chains of one source; ``seen`` holds the contents of its split so far, ``trained``
+    and ``problems`` the contents and the groups of the training chains."""
     counts: Counter[str] = Counter()
     first: dict[str, list[str]] = {}
     for chain in chains:
@@ -262,11 +288,14 @@ def _tally(
                 happened.append("seen before with other targets")
         if content in trained:
             happened.append("also among the training chains")
+        if chain.group in problems:
+            happened.append("of a problem that training chains have too")
         seen.setdefault(content, chain.targets)
         for what in happened:
             counts[what] += 1
             remember(first, what, chain.where)
-    labels = labels_of([label for chain in chains for label in chain.labels])
+    labels = labels_of([label for chain in chains for label in chain.labels], target_range)
+    known = counts["of a problem that training chains have too"]
     return SplitTally(
         source=name,
         split=split,
@@ -276,8 +305,9 @@ def _tally(
         duplicates=counts["seen before in this split"],
         contradicting=counts["seen before with other targets"],
         leaked=counts["also among the training chains"],
+        known=known,
         first=first,
-        warnings=warnings_of(name, split, labels),
+        warnings=(*warnings_of(name, split, labels), *known_problems(name, known, len(chains))),
     )
 
 

@@ -33,8 +33,10 @@ def chains(
     if not steps or not all(steps):
         yield Drop("no text, or a step without one", record.where)
         return
-    targets: list[float | None] = [_target(node, labels) for node in _each(root, columns.targets)]
-    if len(targets) == 1:
+    listed = _each(root, columns.targets)
+    targets: list[float | None] = [_target(node, labels) for node in listed]
+    # A column's one label; a list of one beside several steps has lost the others.
+    if len(listed) == 1 and listed[0].key in columns.targets and columns is not CHAIN_COLUMNS:
         targets = [*(None for _ in steps[1:]), *targets]
     if all(target is None for target in targets):
         yield Drop("no label", record.where)
@@ -58,13 +60,18 @@ def chains(
 def _problem(root: Node, columns: ChainColumns) -> str:
     if columns is CHAIN_COLUMNS and root.get("problem") is None:
         return ""
-    return "\n".join(node.text() for node in _each(root, columns.problem or ()))
+    return "\n".join(_text(node) for node in _each(root, columns.problem or ()))
 
 
 def _steps(root: Node, columns: ChainColumns) -> list[str]:
     if columns.text is not None:
-        return ["\n".join(node.text() for node in _each(root, columns.text)).strip()]
-    return [node.text() for node in _each(root, columns.steps or ())]
+        return ["\n".join(_text(node) for node in _each(root, columns.text)).strip()]
+    return [_text(node) for node in _each(root, columns.steps or ())]
+
+
+def _text(node: Node) -> str:
+    """The text; empty for null, which is how Parquet and JSON write a gap of a CSV file."""
+    return "" if node.is_missing() else node.text()
 
 
 def _each(root: Node, names: Sequence[str]) -> list[Node]:
@@ -75,8 +82,12 @@ def _each(root: Node, names: Sequence[str]) -> list[Node]:
 
 def _filled(root: Node, template: str) -> Node:
     """``{Question} {Answer}`` with the values of these fields."""
-    text = _BLANK.sub(lambda blank: root.at(blank[1]).name(), template)
-    return Node(text, root.where, template)
+
+    def value(blank: re.Match[str]) -> str:
+        node = root.at(blank[1])
+        return "" if node.is_missing() else node.name()
+
+    return Node(_BLANK.sub(value, template), root.where, template)
 
 
 def _target(node: Node, labels: Mapping[str, float | None] | None) -> float | None:

@@ -86,7 +86,7 @@ def _rated(completion: Node) -> tuple[str, float] | Drop:
         return Drop("completion without a rating", completion.where, "part")
     if flagged is not None and flagged.value:
         return Drop("rating flagged by the labeler as uncertain", completion.where, "part")
-    if rating.value not in TARGETS or isinstance(rating.value, bool):
+    if type(rating.value) not in (int, float) or rating.value not in TARGETS:
         raise rating.wrong(f"a rating is -1, 0, 1 or null, not {rating.value!r}")
     if not text:
         return Drop("completion without a text", completion.where, "part")

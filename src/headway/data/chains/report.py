@@ -21,7 +21,7 @@ class Labels:
 
     count: int
     low: float
-    """Lower end of the range of this source: 0 when all lie within 0 to 1."""
+    """Lower end of the range: as given, else 0 when all lie within 0 to 1, else the least."""
     high: float
     negatives: int
     """Labels below the middle of that range."""
@@ -34,19 +34,25 @@ class Labels:
         return (self.low + self.high) / 2
 
 
-def labels_of(values: Sequence[float]) -> Labels:
-    """Count the labels: by value when there are at most ten values, else in ten equal bins."""
+def labels_of(values: Sequence[float], target_range: tuple[float, float] | None = None) -> Labels:
+    """Count the labels: by value when there are at most ten values, else in ten equal bins.
+
+    ``target_range``: what a label may be. The labels that happen to be there do not say it: of
+    stars from 1 to 5, where only 4 and 5 were given, none is a negative.
+    """
+    low, high = target_range or (0.0, 1.0)
     if not values:
-        return Labels(0, 0.0, 1.0, 0, ())
-    least, most = min(values), max(values)
-    low, high = (0.0, 1.0) if least >= 0 and most <= 1 else (least, most)
+        return Labels(0, low, high, 0, ())
+    if target_range is None and not (min(values) >= 0 and max(values) <= 1):
+        low, high = min(values), max(values)
     counts = Counter(values)
     if len(counts) <= _BINS:
         bins = [(f"{value:g}", counts[value]) for value in sorted(counts)]
     else:
         inside = [0] * _BINS
         for value, count in counts.items():
-            inside[min(_BINS - 1, int((value - low) / (high - low) * _BINS))] += count
+            place = int((value - low) / (high - low) * _BINS)
+            inside[max(0, min(_BINS - 1, place))] += count
         edges = [low + (high - low) * i / _BINS for i in range(_BINS + 1)]
         bins = [(f"{edges[i]:.3g} to {edges[i + 1]:.3g}", n) for i, n in enumerate(inside)]
     negatives = sum(count for value, count in counts.items() if value < (low + high) / 2)
@@ -118,6 +124,8 @@ class SplitTally:
     """Of those, how many have other targets: no model can be right about all of them."""
     leaked: int = 0
     """Held-out chains whose problem and steps are among the training chains too."""
+    known: int = 0
+    """Held-out chains, leaked or not, of a problem that training chains have too."""
     first: dict[str, list[str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -134,10 +142,21 @@ class SplitTally:
             ("seen before in this split", self.duplicates),
             ("seen before with other targets", self.contradicting),
             ("also among the training chains", self.leaked),
+            ("of a problem that training chains have too", self.known),
         ):
             if count:
                 shown.append(f"  {count:,} {what}: {_places(self.first[what], count)}")
         return shown + [f"  warning: {warning}" for warning in self.warnings]
+
+
+def known_problems(source: str, known: int, chains: int) -> tuple[str, ...]:
+    """What chains of training problems cannot measure, in words."""
+    if not known:
+        return ()
+    return (
+        f"{known:,} of {chains:,} held-out chains of {source} are of a problem that training "
+        "chains have too: on these, what is measured is not how new problems are judged",
+    )
 
 
 def warnings_of(source: str, split: str, labels: Labels) -> tuple[str, ...]:

@@ -75,7 +75,9 @@ class ChainSource(BaseModel):
         None, gt=0, description="Relative share of this source in a mixture; all sources or none."
     )
     split: str | None = Field(None, description="Split of a Hugging Face dataset.")
-    limit: int | None = Field(None, ge=1, description="Use only the first so many records.")
+    limit: int | None = Field(
+        None, ge=1, description="Use only the first so many records; of reveal, answers."
+    )
     columns: ChainColumns | None = Field(
         None, description="For a table, or for JSON Lines with other names: which field is what."
     )
