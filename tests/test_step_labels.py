@@ -111,7 +111,10 @@ def test_only_plain_arithmetic_is_evaluated(hostile):
     ("expression", "shown", "right"),
     [
         ("10/3", "3.33", True), ("20/3", "6.66", True), ("20/3", "6.67", True), ("5/2", "3", True),
-        ("10/3", "3.34", True), ("10/3", "3.35", False), ("10/3", "4", False),
+        ("10/3", "3.34", False), ("20/3", "6.65", False), ("10/3", "4", False),
+        ("1.1+2.11", "3.3", False), ("1.1+2.11", "3.2", True), ("2.5/100", "0.03", True),
+        ("2.5/100", "0.02", True), ("3.5/100", "0.04", True), ("3.5/100", "0.05", False),
+        ("1-4/3", "0.33", False),
         ("48/2", "25", False), ("20%*50", "10", True),
         ("1,200/2", "600", True), (".5*3", "1.50", True),
     ],
@@ -295,6 +298,15 @@ def test_options_that_cannot_be_are_refused(options, said):
         Options(**options).checked()
 
 
+@pytest.mark.parametrize("per_solution", [*range(3, 40), 101, 1000])
+def test_the_wrong_share_that_is_advised_is_accepted(per_solution):
+    with pytest.raises(ConfigError) as error:
+        Options(per_solution=per_solution, wrong_share=0.5).checked()
+    advised = float(re.search(r"raise the wrong share to ([\d.]+) or more", str(error.value))[1])
+    Options(per_solution=per_solution, wrong_share=advised).checked()
+    assert advised - (1 - 1 / per_solution) < 0.01 + 1e-9
+
+
 # the verb
 
 
@@ -321,6 +333,19 @@ def test_the_verb_writes_chains_and_says_what_it_refused(file, tmp_path):
     assert "<<" not in to.read_text() and "####" not in to.read_text()
     tree = json.loads(run("--from", file, "--to", to, "--json"))
     assert tree["new"] is False and tree["wrong_share"] == 0.5
+
+
+def test_when_every_solution_is_refused_the_reasons_are_an_error_and_nothing_is_written(tmp_path):
+    file, to = tmp_path / "solutions.jsonl", tmp_path / "labels.jsonl"
+    bad = [ANSWER.replace("=65>>65", "=66>>66"), "no step", ANSWER.replace("=65>>65", "=67>>67")]
+    rows = [{"question": PROBLEM, "answer": answer} for answer in bad]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError) as error:
+        run("--from", file, "--to", to)
+    said = str(error.value)
+    assert "none of the 3 solutions" in said and "2 × a written equation" in said
+    assert f"{file}:1: 48 + 17 = 66" in said and error.value.exit_code == 65
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_another_file_is_not_overwritten_unless_asked(file, tmp_path):

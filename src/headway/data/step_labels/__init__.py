@@ -56,11 +56,12 @@ class Options:
         if not 0 <= self.wrong_share <= 1:
             raise ConfigError(f"--wrong-share {self.wrong_share}: a share is between 0 and 1")
         if self.per_solution * (1 - self.wrong_share) > 1 + 1e-9:
-            least = 1 - 1 / self.per_solution
+            # In whole hundredths and upwards: a share rounded down would be refused again.
+            hundredths = -(-100 * (self.per_solution - 1) // self.per_solution)
             raise ConfigError(
                 f"--per-solution {self.per_solution} --wrong-share {self.wrong_share}: would write "
                 "the same untouched chain more than once; raise the wrong share to "
-                f"{least:.2f} or more"
+                f"{hundredths / 100:.2f} or more"
             )
         return self
 
@@ -136,7 +137,10 @@ Made = list[tuple[Chain, dict[str, str] | None]]
 def generate(
     records: Iterable[Record], options: Options, counts: Counts, *, workers: int = 1
 ) -> Iterator[Chain]:
-    """The chains of every usable record, in the records' order; ``counts`` is filled on the way."""
+    """The chains of every usable record, in the records' order; ``counts`` is filled on the way.
+
+    DataError, at the end, when every record was refused.
+    """
     seen: set[str] = set()
     for record, made in _mapped(records, options.checked(), workers):
         counts.read += 1
@@ -150,6 +154,19 @@ def generate(
         seen.add(group)
         counts.add(made)
         yield from (chain for chain, _ in made)
+    if counts.read and not counts.used:
+        raise DataError(_all_refused(counts))
+
+
+def _all_refused(counts: Counts) -> str:
+    reasons = "".join(
+        f"\n  {number:,} × {reason}: {counts.places[reason][0]}"
+        for reason, number in counts.refused.most_common()
+    )
+    return (
+        f"none of the {counts.read:,} solutions can be used, so nothing is written. Worked "
+        f"solutions in GSM8K's format are needed, with calculator notes that hold:{reasons}"
+    )
 
 
 def write(chains: Iterable[Chain], to: Path, *, force: bool = False) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import floor
 
 NUMBER = re.compile(
     r"(?<![A-WYZa-wyz\d.])(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\d|(?:st|nd|rd|th)\b)"
@@ -90,13 +91,17 @@ def _value(node: ast.expr) -> Fraction:
 
 
 def holds(value: Fraction, shown: Number) -> bool:
-    """Whether ``shown`` is this value, rounded or cut where it stops (10/3 = 3.33, 20/3 = 6.66).
+    """Whether ``shown`` is this value, rounded or cut where it stops: 20/3 is 6.67 or 6.66.
 
     A whole number must be the nearest one: 10/4 = 3 holds, 10/3 = 4 does not.
     """
     if not shown.decimals:
         return abs(value - shown.value) <= Fraction(1, 2)
-    return abs(value - shown.value) < Fraction(1, 10**shown.decimals)
+    unit = 10**shown.decimals
+    exact, written = abs(value) * unit, abs(shown.value) * unit
+    same_sign = value * shown.value >= 0
+    # Half to even is one of the two: a half is cut or rounded up.
+    return same_sign and written in (floor(exact), floor(exact + Fraction(1, 2)))
 
 
 def times_as_star(text: str) -> str:
