@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_every_metric_is_its_definition_overall_and_for_each_source(scored: Scor
     expected = by_definition(scored)
     for index, name in enumerate(scored.sources):
         mine = scored.where(scored.source == index)
-        none = {count: 0.0 for count in COUNTS}
+        none = {count: 0.0 for count in COUNTS if count != "n_chains_partial"}
         found = by_definition(mine) if len(mine.target) else none
         expected |= {f"{name}/{key}": value for key, value in found.items()}
     assert metrics == pytest.approx(expected, abs=1e-12)
@@ -289,6 +290,44 @@ def test_a_first_error_counts_only_at_its_place_and_a_good_chain_only_unflagged(
     assert (metrics["n_chains"], metrics["n_chains_with_error"]) == (5, 3)
     # Two chains have no error, two have it at step 1: the smaller place wins the tie.
     assert baselines["first_error_accuracy/majority answer"] == 2 / 5
+
+
+def test_a_chain_that_is_measured_in_part_has_no_first_error_but_its_values_count() -> None:
+    """Of chain 1 the first two steps are not there, of chain 2 the last: what is seen of them says
+    nothing of where their first error is."""
+    rows = [
+        (0, 0, 0, 0.9, 1.0), (0, 1, 0, 0.1, 0.0),
+        (1, 2, 0, 0.1, 0.0), (2, 0, 0, 0.9, 1.0), (2, 1, 0, 0.8, 1.0),
+    ]  # fmt: skip
+    scored = scored_of(rows)
+    told = replace(scored, whole=scored.chain == 0)
+    metrics, baselines = measure(told)
+    assert metrics["n_chains"] == metrics["n_chains_with_error"] == 1
+    assert (metrics["n_chains_without_error"], metrics["n_chains_partial"]) == (0, 2)
+    assert (metrics["n"], metrics["n_errors"]) == (5, 2)
+    assert metrics["first_error_accuracy"] == 1.0
+    assert "first_error_accuracy_without_error" in undefined(told, metrics)
+    assert baselines["first_error_accuracy/majority answer"] == 1.0
+    untold, _ = measure(scored)
+    assert untold["n_chains"] == 3 and "n_chains_partial" not in untold, "control"
+    assert measure(replace(scored, whole=np.ones(5, bool))) == measure(scored)
+    none, _ = measure(replace(scored, whole=np.zeros(5, bool)))
+    assert (none["n_chains"], none["n_chains_partial"]) == (0, 3)
+    assert not any(name.startswith("first_error") for name in none)
+    assert none["mae"] == untold["mae"]
+
+
+@given(results())
+def test_partial_chains_change_first_errors_as_if_they_were_not_there(scored: Scored) -> None:
+    odd = scored.chain % 2 == 1
+    assume(odd.any() and not odd.all())
+    told = measure(replace(scored, whole=~odd))[0]
+    alone = measure(scored.where(~odd))[0]
+    names = [name for name in alone if "first_error" in name or "n_chains" in name]
+    assert {name: told[name] for name in names} == {name: alone[name] for name in names}
+    whole = measure(scored)[0]
+    assert all(told[name] == whole[name] for name in whole if "error_accuracy" not in name
+               and "n_chains" not in name)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,10 @@ MEASURES = (
 )  # fmt: skip
 """The main figures first: that is the order in which they are shown."""
 COUNTS = ("n", "n_chains", "n_errors", "n_low", "n_medium", "n_high", "n_chains_with_error",
-          "n_chains_without_error")  # fmt: skip
-"""``n``: labelled values; ``n_errors``: those below the middle; ``n_X``: what ``…_X`` is over."""
+          "n_chains_without_error", "n_chains_partial")  # fmt: skip
+"""``n``: labelled values; ``n_errors``: those below the middle; ``n_X``: what ``…_X`` is over.
+``n_chains_partial`` is there when it is not 0: chains of which a label is not among the values, so
+that nobody knows their first error. They are in no other count of chains."""
 CONSTANT, MAJORITY = "constant mean", "majority answer"
 BINS = 10
 
@@ -47,11 +49,20 @@ class Scored:
     predicted: Values
     target: Values
     sources: tuple[str, ...]
+    whole: NDArray[np.bool_] | None = None
+    """Whether all labels of this value's chain are among the values. None: of all chains."""
 
     def where(self, chosen: NDArray[Any]) -> Scored:
         """The values that a mask [n] or indices choose."""
         names = ("chain", "step", "source", "predicted", "target")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        whole = None if self.whole is None else self.whole[chosen]
+        return replace(self, whole=whole, **{name: getattr(self, name)[chosen] for name in names})
+
+    def whole_chains(self) -> Scored:
+        """The values of chains of which every label is here."""
+        if self.whole is None:
+            return self
+        return self.where(~np.isin(self.chain, self.chain[~self.whole]))
 
 
 def measure(
@@ -128,17 +139,20 @@ def _defined(prefix: str, figures: Figures, suffix: str = "") -> dict[str, float
 
 
 def _counted(scored: Scored, low: float, high: float) -> dict[str, float]:
-    wrong = scored.target < (low + high) / 2
-    with_error = len(np.unique(scored.chain[wrong]))
-    chains = len(np.unique(scored.chain))
+    middle = (low + high) / 2
+    known = scored.whole_chains()
+    chains = len(np.unique(known.chain))
+    with_error = len(np.unique(known.chain[known.target < middle]))
+    partial = len(np.unique(scored.chain)) - chains
     buckets = _buckets(scored.target, low, high)
     return {
         "n": float(len(scored.target)),
         "n_chains": float(chains),
-        "n_errors": float(wrong.sum()),
+        "n_errors": float((scored.target < middle).sum()),
         **{f"n_{name}": float(chosen.sum()) for name, chosen in buckets.items()},
         "n_chains_with_error": float(with_error),
         "n_chains_without_error": float(chains - with_error),
+        **({"n_chains_partial": float(partial)} if partial else {}),
     }
 
 
@@ -218,16 +232,19 @@ def _auc(score: Values, positive: NDArray[np.bool_]) -> float | None:
 
 
 def _first_errors(scored: Scored, low: float, high: float) -> Figures:
-    """Share of chains whose first predicted error is at the true one ("none" where there is
+    """Share of whole chains whose first predicted error is at the true one ("none" where there is
     none)."""
-    middle = (low + high) / 2
+    middle, scored = (low + high) / 2, scored.whole_chains()
     true = _first(scored, scored.target < middle)
     return _split(true, _first(scored, scored.predicted < middle) == true)
 
 
 def _majority(scored: Scored, low: float, high: float) -> Figures:
     """As ``_first_errors``, for the answer that most chains have."""
+    scored = scored.whole_chains()
     true = _first(scored, scored.target < (low + high) / 2)
+    if not len(true):
+        return {}
     answers, counts = np.unique(true, return_counts=True)
     return _split(true, true == answers[counts.argmax()])
 
@@ -245,7 +262,7 @@ def _split(true: NDArray[np.int64], right: NDArray[np.bool_]) -> Figures:
     has_error = true != np.iinfo(np.int64).max
     name = "first_error_accuracy"
     return {
-        name: float(right.mean()),
+        name: float(right.mean()) if len(right) else None,
         f"{name}_with_error": float(right[has_error].mean()) if has_error.any() else None,
         f"{name}_without_error": float(right[~has_error].mean()) if not has_error.all() else None,
     }
@@ -255,6 +272,8 @@ def _refuse(scored: Scored, low: float, high: float) -> None:
     arrays: Sequence[NDArray[Any]] = (
         scored.chain, scored.step, scored.source, scored.predicted, scored.target,
     )  # fmt: skip
+    if scored.whole is not None:
+        arrays = (*arrays, scored.whole)
     if len({array.shape for array in arrays}) != 1 or scored.target.ndim != 1:
         raise DataError(f"scored values differ in shape: {[array.shape for array in arrays]}")
     if len(scored.target) == 0:
