@@ -286,6 +286,8 @@ def test_a_range_that_fails_ends_the_others_and_leaves_no_file(tmp_path: Path) -
 
 def test_a_network_that_fails_is_asked_again_and_a_wrong_setting_is_not() -> None:
     """botocore's ConnectionError is no HTTPClientError; a token's renewal is a request too."""
+    for client in ("botocore", "google.auth"):
+        pytest.importorskip(client)
     from botocore import exceptions as of_boto
     from google.auth import exceptions as of_google
     from requests import exceptions as of_requests
@@ -314,8 +316,8 @@ def test_a_network_that_fails_is_asked_again_and_a_wrong_setting_is_not() -> Non
         (google, of_requests.InvalidURL("x")),
     ]
     for kind, cases in ((Temporary, passing), (Refused, lasting)):
-        for client, error in cases:
-            with pytest.raises(kind), client.explained("asking"):
+        for store, error in cases:
+            with pytest.raises(kind), store.explained("asking"):
                 raise error
 
 
@@ -323,6 +325,8 @@ def test_a_refused_connection_and_an_unknown_host_are_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Through the real clients: nothing listens on port 9, and .invalid is nobody's (RFC 2606)."""
+    for client in ("botocore", "google.auth"):
+        pytest.importorskip(client)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-nobody")
     for endpoint in ("http://127.0.0.1:9", "http://nobody.invalid"):

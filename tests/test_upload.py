@@ -316,8 +316,44 @@ def test_what_is_submitted_is_verified_collected_once_and_known_to_the_next_atte
         assert one.collect() == [] and one.failure() is None
     with uploader(quiet := FakeRemote(bucket), journal) as two:
         two.submit(parcels[0])
-        assert two.pending() == frozenset() and two.verified() == {100}
-    assert quiet.calls == []
+        assert drained(two) and two.verified() == {100}
+        assert two.collect() == [], "neither sent nor skipped"
+    assert quiet.calls == [("list", "checkpoints/")]
+
+
+class Elsewhere(FakeRemote):
+    url = "fake://another/run"
+
+
+def test_what_one_bucket_has_is_sent_to_another(parcels, tmp_path):
+    """One ledger: `upload push --to`, or another upload.to in the config."""
+    first, second, journal = Bucket(), Bucket(), tmp_path / "upload.jsonl"
+    for remote, bucket in ((FakeRemote(first), first), (Elsewhere(second), second)):
+        with uploader(remote, journal) as one:
+            one.submit(parcels[0])
+            assert drained(one)
+            assert one.verified() == {100}
+        assert listed(bucket) == {(1, 100): []}
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "state.json", ""])
+def test_what_somebody_deleted_from_the_bucket_is_not_believed_to_be_there(parcels, tmp_path, lost):
+    bucket, journal = Bucket(), tmp_path / "upload.jsonl"
+    for parcel in parcels[:2]:
+        with uploader(FakeRemote(bucket), journal) as one:
+            one.submit(parcel)
+            assert drained(one)
+    for key in [key for key in bucket.objects if key.startswith(parcels[1].prefix + lost)]:
+        del bucket.objects[key]
+    with uploader(FakeRemote(bucket), journal) as two:
+        for parcel in parcels[:2]:
+            two.submit(parcel)
+        if lost == "state.json":
+            assert not drained(two) and two.unsendable() == {200}, "a committed copy is not touched"
+            assert two.verified() == {100}
+        else:
+            assert drained(two)
+            assert two.verified() == {100, 200} and listed(bucket)[1, 200] == []
 
 
 def held_up(bucket, script=None):
@@ -419,9 +455,10 @@ def test_a_checkpoint_that_cannot_be_sent_does_not_hold_up_the_others(tmp_path):
     bucket = Bucket()
     with uploader(FakeRemote(bucket), tmp_path / "upload.jsonl") as one:
         one.submit(bad)
-        assert drained(one)
+        assert not drained(one), "it is in no bucket"
+        assert one.unsendable() == {1} and isinstance(one.failure(), Unsendable)
         one.submit(good)
-        assert drained(one)
+        assert drained(one), "a newer one is"
         assert [(e.kind, e.step) for e in one.collect()] == [("failed", 1), ("sent", 2)]
         assert one.failure() is None and one.pending() == frozenset()
 
@@ -436,6 +473,8 @@ def test_a_fault_of_the_uploader_itself_is_said_and_the_next_save_begins_anew(
         one.submit(parcels[0])
         wait_for(one, lambda: one.failure() is not None)
         assert "ZeroDivisionError" in str(one.failure()) and not drained(one)
+        [event, *_] = one.collect()
+        assert (event.kind, event.step) == ("failed", 100) and "ZeroDivision" in event.why
         monkeypatch.setattr("headway.upload.uploader.send", real)
         one.submit(parcels[1])
         assert drained(one) and one.verified() == {200}
@@ -664,7 +703,7 @@ def test_the_uploader_prunes_after_each_copy_and_forgets_what_it_deleted(parcels
         for parcel in parcels:
             one.submit(parcel, {200: 0.5, 300: 0.7})
             assert drained(one)
-        wait_for(one, lambda: one._verified.keys() == {200, 500, 600})
+        wait_for(one, lambda: one.verified() == {200, 500, 600})
     assert sorted(listed(bucket)) == [(1, 200), (1, 500), (1, 600)]
 
 

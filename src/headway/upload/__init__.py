@@ -13,11 +13,12 @@ That the last lines of the journal came along after a kill.
 
 from headway.upload.layout import Copy, Parcel, standing
 from headway.upload.lease import Lease, LeaseLost, acquire
+from headway.upload.ledger import Progress, UploadEvent
 from headway.upload.line import Line
 from headway.upload.pruning import clean, leftovers
 from headway.upload.remote import Remote
 from headway.upload.restoring import RemoteCheckpoint, Restored, remote_checkpoints, restore
-from headway.upload.uploader import Progress, Uploader, UploadEvent
+from headway.upload.uploader import Uploader
 
 __all__ = [
     "Copy",

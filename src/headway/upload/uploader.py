@@ -6,19 +6,19 @@ saves, what is neither the newest nor among the best is skipped.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from headway.errors import RemoteError
-from headway.upload.layout import Copy, Parcel
+from headway.upload.layout import CHECKPOINTS, Copy, Parcel, copies
 from headway.upload.lease import Lease, LeaseLost
-from headway.upload.ledger import Ledger, read_ledger, verified_copies
+from headway.upload.ledger import Known, Ledger, Progress, UploadEvent
 from headway.upload.line import Cut, Line, lower_priority
 from headway.upload.pruning import Expendable, prune
 from headway.upload.remote import Remote
@@ -28,32 +28,6 @@ from headway.upload.sending import Unsendable, send
 REST_SECONDS = 60.0
 """After patience ran out the next try waits for the next save, or for this long."""
 CLOSE_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadEvent:
-    """Something the run's journal and terminal should know."""
-
-    kind: Literal["sent", "failed", "skipped", "deleted", "warning"]
-    step: int
-    bytes: int = 0
-    seconds: float = 0.0
-    retries: int = 0
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """What a person who waits is shown."""
-
-    steps: tuple[int, ...]
-    """Checkpoints that are not verified in the bucket yet; the one being sent is the first."""
-    left_bytes: int
-    """Of all of them, less what was handed over of the one being sent."""
-    bytes_per_second: float | None
-    """Since this attempt's first upload; None before one."""
-    waiting_for: str = ""
-    """The last answer of a bucket that does not work."""
 
 
 class Uploader:
@@ -97,9 +71,8 @@ class Uploader:
             pause=pause,
             chance=chance,
         )
-        self._ledger = Ledger(journal)
-        known = verified_copies(read_ledger(journal))
-        self._verified: dict[int, str] = {step: prefix for prefix, step in known.items()}
+        self._ledger = Ledger(journal, remote.url)
+        self._known = Known(journal, remote.url)
         self._run_files = RunFiles(attempt)
         self._changed = threading.Condition()
         self._queue: dict[int, Parcel] = {}
@@ -125,10 +98,11 @@ class Uploader:
         with self._changed:
             if scores is not None:
                 self._scores = dict(scores)
-            known = self._verified.get(parcel.step) == parcel.prefix
+            known = self._known.verified.get(parcel.step) == parcel.prefix
             if self._closing or known or parcel == self._in_flight:
                 return
-            self._queue[parcel.step] = parcel
+            claimed = parcel.prefix in self._known.claims
+            (self._known.claimed if claimed else self._queue)[parcel.step] = parcel
             self._skip()
             self._resting = False
             self.start()
@@ -152,12 +126,17 @@ class Uploader:
         """Steps queued or in flight: not to be pruned. What was skipped is not among them."""
         with self._changed:
             flying = {self._in_flight.step} if self._in_flight else set()
-            return frozenset(self._queue.keys() | flying)
+            return frozenset(self._queue.keys() | self._known.claimed.keys() | flying)
+
+    def unsendable(self) -> frozenset[int]:
+        """Steps that cannot be sent, and nothing newer is in the bucket instead."""
+        with self._changed:
+            return frozenset(self._known.lost())
 
     def verified(self) -> frozenset[int]:
         """Steps of which the bucket holds a verified copy."""
         with self._changed:
-            return frozenset(self._verified)
+            return frozenset(self._known.verified)
 
     def collect(self) -> list[UploadEvent]:
         """What happened since the last call."""
@@ -166,9 +145,12 @@ class Uploader:
             return events
 
     def failure(self) -> RemoteError | None:
-        """Why it cannot go on now; None again when a later try succeeded."""
+        """Why the newest is not in the bucket; None again when a later try succeeded.
+
+        Unsendable: this checkpoint never will be, a newer one can be.
+        """
         with self._changed:
-            return self._failure
+            return self._failure or next(iter(self._known.lost().values()), None)
 
     # ------------------------------------------------------------- the end
 
@@ -188,8 +170,8 @@ class Uploader:
             self._changed.notify_all()
         while True:
             with self._changed:
-                if not self._queue and self._in_flight is None:
-                    return True
+                if not self.pending():
+                    return not self.unsendable()
                 lost = isinstance(self._failure, LeaseLost)
                 if self._resting or lost or self._thread is None:
                     return False
@@ -203,7 +185,8 @@ class Uploader:
         """How far it is."""
         with self._changed:
             flying = [self._in_flight] if self._in_flight else []
-            waiting = [self._queue[step] for step in sorted(self._queue, reverse=True)]
+            queued = self._known.claimed | self._queue
+            waiting = [queued[step] for step in sorted(queued, reverse=True)]
             moved = self._line.sent_bytes - self._sent_before if flying else 0
             left = sum(p.bytes for p in waiting) + sum(max(0, p.bytes - moved) for p in flying)
             rate = self._line.sent_bytes / self._busy_seconds if self._busy_seconds else None
@@ -218,8 +201,7 @@ class Uploader:
         """Send the end of the journal if the line works, and stop; what is queued stays unsent."""
         with self._changed:
             self._closing = True
-            unfinished = bool(self._queue) or self._in_flight is not None
-            if unfinished or self._failure:
+            if self.pending() or self._failure:
                 self._line.cut()
             self._changed.notify_all()
         if self._thread is not None:
@@ -244,6 +226,7 @@ class Uploader:
     def _work(self) -> None:
         try:
             lower_priority()
+            self._confirm()
             while (parcel := self._next()) is not None:
                 self._send(parcel)
                 self._write_down()
@@ -253,6 +236,21 @@ class Uploader:
             return
         except BaseException as error:
             self._give_up(error)
+
+    def _confirm(self) -> None:
+        """Ask the bucket which of the copies that the ledger claims stand there; queue the others.
+
+        Once, before anything is sent: somebody may have deleted them.
+        """
+        listed: list[Copy] = []
+        if self._known.claims:
+            with contextlib.suppress(RemoteError):  # then each is asked for, which says why not
+                listed = copies(self._line.ask(lambda: self.remote.list(CHECKPOINTS)))
+        with self._changed:
+            missing = {parcel.step: parcel for parcel in self._known.confirm(listed)}
+            self._queue = missing | self._queue
+            self._skip()
+            self._changed.notify_all()
 
     def _next(self) -> Parcel | None:
         """The newest in the queue, as soon as there is one to try; None at the end."""
@@ -294,8 +292,6 @@ class Uploader:
             )
         except Cut:
             outcome = "cut"
-        except Unsendable as error:
-            outcome, why = "failed", str(error)
         except RemoteError as error:
             outcome, why, failure = "failed", str(error), error
         event = UploadEvent(
@@ -308,11 +304,13 @@ class Uploader:
         )
         with self._changed:
             self._busy_seconds += event.seconds
-            self._failure = failure
+            self._failure = None if isinstance(failure, Unsendable) else failure
             self._in_flight = None
             if outcome == "sent":
-                self._verified[parcel.step] = parcel.prefix
-            elif failure is not None or outcome == "cut":
+                self._known.add(parcel)
+            elif isinstance(failure, Unsendable):
+                self._known.refuse(parcel, failure)
+            else:
                 self._queue.setdefault(parcel.step, parcel)
                 self._resting = True
                 self._skip()
@@ -333,7 +331,7 @@ class Uploader:
     def _prune(self, step: int) -> None:
         if self._expendable is None:
             return
-        known = set(self._verified.values())
+        known = set(self._known.verified.values())
         try:
             gone = prune(
                 self.remote,
@@ -352,8 +350,7 @@ class Uploader:
     def _forget(self, copy: Copy) -> None:
         self._ledger.append("deleted", step=copy.step, prefix=copy.prefix)
         with self._changed:
-            if self._verified.get(copy.step) == copy.prefix:
-                del self._verified[copy.step]
+            self._known.forget(copy)
             self._events.append(UploadEvent(kind="deleted", step=copy.step, bytes=copy.bytes))
             self._changed.notify_all()
 
@@ -381,9 +378,12 @@ class Uploader:
         failure = RemoteError(f"the uploader stopped: {type(error).__name__}: {error}")
         failure.__cause__ = error
         with self._changed:
+            step = self._in_flight.step if self._in_flight else max(self.pending(), default=0)
             if self._in_flight:
-                self._queue.setdefault(self._in_flight.step, self._in_flight)
+                self._queue.setdefault(step, self._in_flight)
             self._in_flight = None
+            self._events.append(UploadEvent(kind="failed", step=step, why=str(failure)))
+            self._unwritten.append(("failed", {"step": step, "why": str(failure)}))
             self._failure = failure
             self._resting = True
             self._thread = None  # the next save begins another
