@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fake_bucket import FAULTS, Bucket, FakeRemote, Killed, flipped, patient, saved
-from headway.bucket import begin_fresh, newest_here, problems_in, restore_run
+from headway.bucket import begin_fresh, go_back, newest_here, problems_in, restore_run
 from headway.checkpoint import CheckpointStore, verify
 from headway.checkpoint.manifest import Manifest, manifest_bytes
 from headway.errors import CheckpointError, RunLocked, StorageFull
 from headway.lock import RunLock
 from headway.upload import Uploader, remote_checkpoints, restore
-from headway.upload.layout import Bad
+from headway.upload.faults import Refused
+from headway.upload.layout import Bad, highest_attempt
 from headway.upload.ledger import read_ledger, verified_copies
 from headway.upload.restoring import put_in_place
 
@@ -420,3 +421,42 @@ def test_a_manifest_of_our_own_is_what_the_tests_above_imitate():
     tree = json.loads(manifest_bytes(manifest))
     assert tree["step"] == 1 and tree["files"] == {}
     assert issubclass(Bad, Exception)
+
+
+# ------------------------------------------------------------------ a bucket that refuses
+
+
+@pytest.mark.parametrize("verb", ["read", "download"])
+def test_a_refusal_is_an_error_and_never_a_reason_to_take_newer_steps_back(there, tmp_path, verb):
+    bucket, _ = there
+
+    def refuse(asked: str, key: str) -> None:
+        if asked == verb and "step-00000300" in key:
+            raise Refused("403", "Renew the credentials", "AccessDenied")
+
+    with pytest.raises(Refused, match="Renew the credentials"):
+        restore_run(FakeRemote(bucket, gate=refuse), tmp_path / "two", lambda line: None)
+    assert newest_here(tmp_path / "two") is None
+    assert back(bucket, tmp_path / "two").step == 300
+
+
+@pytest.mark.parametrize("verb", ["read", "download"])
+def test_an_object_that_goes_while_it_is_fetched_makes_its_copy_bad(there, tmp_path, verb):
+    bucket, _ = there
+
+    def gone(asked: str, key: str) -> None:
+        if asked == verb and "step-00000300" in key:
+            raise Refused("it is not there", code="404")
+
+    found = restore_run(FakeRemote(bucket, gate=gone), tmp_path / "two", lambda line: None)
+    assert found and found.step == 200 and "not there" in found.passed_over[0]
+
+
+def test_what_a_run_went_back_behind_does_not_come_back_before_its_first_save(there, tmp_path):
+    bucket, _ = there
+    go_back(FakeRemote(bucket, {0: "lose"}), 2, 200)
+    assert [(r.step, r.stands) for r in remote_checkpoints(FakeRemote(bucket))] == [
+        (100, True), (200, True), (300, False),
+    ]  # fmt: skip
+    assert back(bucket, tmp_path / "two").step == 200
+    assert highest_attempt(FakeRemote(bucket).list("")) == 2

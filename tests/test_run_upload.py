@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from headway.api import train
-from headway.bucket import newest_here, problems_in
-from headway.errors import ConfigError, RunLocked
+from headway.api import train, train_run
+from headway.bucket import leased, newest_here, problems_in
+from headway.errors import CheckpointError, ConfigError, RunLocked
 from headway.records import StopReason
 from headway.show import Quiet
 from headway.upload import Remote, acquire, remote_checkpoints
@@ -172,3 +172,107 @@ def test_a_machine_that_lost_its_lease_stops_after_a_save(tmp_path):
         train(with_bucket(tmp_path, bucket, train={"horizon": {"steps": 200}}), show=show)
     place = newest_here(tmp_path / "run")
     assert place and not problems_in(tmp_path / f"run/checkpoints/step-{place[1]:08d}")
+
+
+# ------------------------------------------------------------------ what must not be mixed
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("known_by", ["config", "manifest"])
+def test_another_run_in_the_bucket_is_refused_before_anything_here_is_touched(tmp_path, known_by):
+    bucket = tmp_path / "bucket"
+    train(with_bucket(tmp_path / "one", bucket))
+    if known_by == "manifest":
+        shutil.rmtree(bucket / "run/run/config.yaml")
+    other = {"learning_rate": 0.5, "horizon": {"steps": 2}}
+    train(toy_config(tmp_path / "two", train=other, evaluate={"every_steps": 2}))
+    before = snapshot(tmp_path / "two")
+    said = "learning_rate" if known_by == "config" else "fingerprint"
+    with pytest.raises(ConfigError, match=rf"{said}[\s\S]*upload\.to"):
+        train(with_bucket(tmp_path / "two", bucket, train=other))
+    assert snapshot(tmp_path / "two") == before
+    with pytest.raises(ConfigError, match="another config"):
+        train(with_bucket(tmp_path / "three", bucket, train=other))
+    assert not (tmp_path / "three").exists()
+
+
+def test_a_checkpoint_that_another_config_made_is_refused_wherever_it_came_from(tmp_path):
+    train(toy_config(tmp_path / "one", train={"learning_rate": 0.5}))
+    train(toy_config(tmp_path / "two", train={"horizon": {"steps": 2}}))
+    shutil.rmtree(tmp_path / "two/run/checkpoints")
+    shutil.copytree(tmp_path / "one/run/checkpoints", tmp_path / "two/run/checkpoints")
+    with pytest.raises(CheckpointError, match="another config"):
+        train(toy_config(tmp_path / "two", train={"horizon": {"steps": 2}}))
+
+
+def test_a_bucket_whose_copies_are_gone_does_not_start_over_by_itself(tmp_path):
+    bucket = tmp_path / "bucket"
+    said = Said()
+    train(with_bucket(tmp_path / "one", bucket), show=said)
+    assert any("bucket/run is empty: the run starts at 0" in line for line in said.lines)
+    for manifest in bucket.rglob("manifest.json"):
+        manifest.unlink()
+    with pytest.raises(CheckpointError, match=r"bucket/run holds no checkpoint.*step 6.*--fresh"):
+        train(with_bucket(tmp_path / "two", bucket))
+    assert train(with_bucket(tmp_path / "two", bucket), fresh=True) is StopReason.FINISHED
+
+
+def test_a_fresh_run_killed_at_its_first_line_does_not_bring_the_old_one_back(
+    tmp_path, monkeypatch
+):
+    bucket = tmp_path / "bucket"
+    train(with_bucket(tmp_path, bucket))
+    real, answers = Remote.put, iter(["503"])
+
+    def busy_once(self, key, *args, **more):
+        if key.startswith("fresh/") and next(answers, None):
+            raise Temporary("503")
+        return real(self, key, *args, **more)
+
+    def dead(*args, **more):
+        raise Cut
+
+    monkeypatch.setattr(Remote, "put", busy_once)
+    with monkeypatch.context() as killed:
+        killed.setattr("headway.opening.summary", dead)  # the journal has its plan, no more
+        with pytest.raises(Cut):
+            train(with_bucket(tmp_path, bucket), fresh=True)
+    said = Said()
+    train(with_bucket(tmp_path, bucket), show=said)
+    assert not any("restored" in line for line in said.lines)
+    first = json.loads((tmp_path / "run/journal.jsonl").read_text().splitlines()[0])
+    assert first["attempt"] > 1
+
+
+def test_a_run_that_went_back_and_was_killed_stays_back(tmp_path):
+    bucket = tmp_path / "bucket"
+    train(with_bucket(tmp_path, bucket, upload={"keep_last": 9}))
+    with pytest.raises(Cut):
+        train_run(with_bucket(tmp_path, bucket), from_step=2, show=CutAt(3))
+    stand = [c.step for c in remote_checkpoints(Remote(str(bucket / "run"))) if c.stands]
+    assert max(stand) == 2
+    said = Said()
+    assert train(with_bucket(tmp_path, bucket), show=said) is StopReason.FINISHED
+    assert not any("restored step-00000006" in line for line in said.lines)
+
+
+@pytest.mark.parametrize("to", ["runs", "runs/run", "runs/run/copies", "file://runs"])
+def test_a_bucket_in_the_run_itself_is_refused_with_both_places(tmp_path, monkeypatch, to):
+    monkeypatch.chdir(tmp_path)
+    to = to.replace("file://", f"file://{tmp_path}/")
+    with pytest.raises(ConfigError, match=r"upload\.to: .*runs/run.* and the run itself in .*run"):
+        train(toy_config(Path("runs"), upload={"to": to}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_attempt_is_above_every_one_in_the_bucket_even_when_the_lease_is_gone(tmp_path):
+    bucket = tmp_path / "bucket"
+    for _ in range(2):
+        train(with_bucket(tmp_path / "one", bucket))
+    (bucket / "run/lease.json").unlink()
+    section = with_bucket(tmp_path, bucket).upload
+    with leased(Remote(str(bucket / "run")), section, 1, lambda line: None) as lease:
+        assert lease.token == 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,14 @@ from headway.checkpoint import Checkpoint, CheckpointStore, Retention, read_mani
 from headway.checkpoint import expendable as expendable_steps
 from headway.checkpoint.manifest import manifest_bytes
 from headway.config import Upload
+from headway.config.load import write_yaml
 from headway.errors import CheckpointError, ConfigError
 from headway.journal import read_events, timeline
 from headway.lock import RunLock
 from headway.upload import (
     Lease,
     LeaseLost,
+    Line,
     Parcel,
     Remote,
     Restored,
@@ -34,9 +37,18 @@ from headway.upload import (
     restore,
 )
 from headway.upload.faults import Exists
+from headway.upload.layout import (
+    first_attempt,
+    fresh_key,
+    from_key,
+    highest_attempt,
+    standing_in,
+)
 from headway.upload.lease import read as read_lease
 from headway.upload.ledger import read_ledger
+from headway.upload.remote import folder_of
 from headway.upload.restoring import UPLOAD_JOURNAL
+from headway.upload.run_files import bring
 from headway.viewing import config_tree, find_run
 
 JOURNAL_FILE, CONFIG_FILE, LOCK_FILE = "journal.jsonl", "config.yaml", "lock"
@@ -46,8 +58,26 @@ Say = Callable[[str], None]
 
 
 def url_of(section: Upload, run: Path) -> str:
-    """Where this run's copy lies: ``upload.to`` and the run's name."""
-    return f"{section.to}/{run.resolve().name}"
+    """Where this run's copy lies: ``upload.to`` and the run's name.
+
+    Raises ConfigError for a folder that the run and its copy would share.
+    """
+    url = f"{section.to}/{run.resolve().name}"
+    refuse_shared(url, run)
+    return url
+
+
+def refuse_shared(url: str, run: Path) -> None:
+    """ConfigError if the copy is, holds, or lies in the run's own folder: both would be mixed."""
+    folder = folder_of(url)
+    if folder is None:
+        return
+    there, here = folder.resolve(), run.resolve()
+    if there.is_relative_to(here) or here.is_relative_to(there):
+        raise ConfigError(
+            f"upload.to: the run's copy would lie in {there}, and the run itself in {here}: one "
+            "holds the other. Give a folder apart from it, best on another disk"
+        )
 
 
 def attempt_of(checkpoint: Checkpoint) -> int:
@@ -73,8 +103,10 @@ def leased(remote: Remote, section: Upload, at_least: int, say: Say) -> Iterator
     """This process is the one that writes the run in the bucket, until the end of the block.
 
     ``at_least``: the number of the attempt that begins; the lease's token, which is never smaller,
-    is the attempt's number. Raises RunLocked (another machine), RemoteError.
+    is the attempt's number, above that of every object there. Raises RunLocked (another machine),
+    RemoteError.
     """
+    at_least = max(at_least, 1 + highest_attempt(Line().ask(lambda: remote.list(""))))
     if not remote.abilities.compare_and_swap:
         say(f"WARNING: {remote.url} cannot compare and swap: a second machine is not kept out")
     with acquire(remote, seconds=section.lease_seconds, at_least=at_least, say=say) as lease:
@@ -90,6 +122,10 @@ def open_uploader(
         keep_best=section.keep_best,
         keep_every_steps=section.keep_every_steps,
     )
+    # Behind the line only the newest waits, but what is to be kept there must first come there.
+    waits = Retention(
+        keep_last=1, keep_best=section.keep_best, keep_every_steps=section.keep_every_steps
+    )
     rate = section.bandwidth_mb_per_second
     uploader = Uploader(
         remote,
@@ -100,7 +136,7 @@ def open_uploader(
         bandwidth_bytes_per_second=rate * MEGABYTE if rate else None,
         archive=section.archive,
         expendable=None if keep_all else partial(by_policy, keep),
-        skippable=nothing if keep_all else partial(by_policy, Retention(keep_last=1, keep_best=1)),
+        skippable=nothing if keep_all else partial(by_policy, waits),
         patience_seconds=60 * section.patience_minutes,
     )
     uploader.also(CONFIG_FILE, run / CONFIG_FILE)
@@ -136,9 +172,53 @@ def restore_run(remote: Remote, run: Path, say: Say) -> Restored | None:
     None if the bucket holds nothing newer than the newest good checkpoint here. Takes the run's
     lock meanwhile. Raises RunLocked, CheckpointError, StorageFull, RemoteError.
     """
+    refuse_shared(remote.url, run)
     run.mkdir(parents=True, exist_ok=True)
     with RunLock(run / LOCK_FILE):
         return restore(remote, run, problems_in, say, newer_than=newest_here(run))
+
+
+def settled(run: Path) -> bool:
+    """Make the config in ``run`` name this folder, so that training it goes on here.
+
+    False if it did already, or is not there. Raises RunLocked.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        return False
+    with RunLock(run / LOCK_FILE):
+        tree, here = config_tree(run), run.resolve()
+        section = tree.get("run") or {}
+        named = Path(section.get("root") or "runs") / (section.get("name") or "")
+        if not tree or named.resolve() == here:
+            return False
+        tree["run"] = {**section, "root": str(here.parent), "name": here.name}
+        write_yaml(tree, run / CONFIG_FILE)
+        return True
+
+
+def holds_a_run(remote: Remote) -> bool:
+    """Whether there is a copy that could come back."""
+    return bool(standing_in(Line().ask(lambda: remote.list(""))))
+
+
+def refuse_lost(remote: Remote) -> None:
+    """CheckpointError if a bucket without a copy has a journal that says that there was one.
+
+    The last save of a journal may never have arrived: it is sent just before its copy.
+    """
+    objects = Line().ask(lambda: remote.list(""))
+    with tempfile.TemporaryDirectory() as place:
+        bring(objects, first_attempt(objects), remote, Line(), Path(place), lambda line: None)
+        events = read_events(Path(place, JOURNAL_FILE), {"save", "upload"})
+    saves = sorted({event["step"] for event in events if event["event"] == "save"})
+    sent = {e["step"] for e in events if e["event"] == "upload" and e.get("kind") == "sent"}
+    if lost := sorted({*saves[:-1], *sent}):
+        raise CheckpointError(
+            f"{remote.url} holds no checkpoint, but its journal says that step {lost[-1]} was "
+            "saved: the copies were deleted, or training went back behind all that are left "
+            "(`headway upload list`). Not starting over by itself: put a copy back, or start "
+            "again with --fresh"
+        )
 
 
 def newest_here(run: Path) -> tuple[int, int] | None:
@@ -164,8 +244,18 @@ def begin_fresh(remote: Remote, attempt: int) -> None:
 
     Nothing is deleted: ``headway upload clean`` does that.
     """
+    mark(remote, fresh_key(attempt))
+
+
+def go_back(remote: Remote, attempt: int, step: int) -> None:
+    """From now on what earlier attempts committed after ``step`` does not come back."""
+    mark(remote, from_key(attempt, step))
+
+
+def mark(remote: Remote, key: str) -> None:
+    """An empty object whose name says it all; there already is fine. Raises RemoteError."""
     with contextlib.suppress(Exists):
-        remote.put(f"fresh/{attempt:04d}", b"")
+        Line().ask(lambda: remote.put(key, b""))
 
 
 # ------------------------------------------------------------------ from another process

@@ -1,17 +1,26 @@
-"""A run's folder: claimed by one writer, and refused to a config that is another run."""
+"""A run's folder: claimed by one writer, and refused to a config that is another run.
+
+The same of its bucket, whose config is asked before anything of it comes here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from headway.config import RunConfig, difference, identity, load_config
+from headway.config import RunConfig, difference, fingerprint, identity, load_config
 from headway.errors import ConfigError
 from headway.journal import read_events
 from headway.lock import RunLock
+from headway.upload import Line, Remote
+from headway.upload.layout import MANIFEST_NAME, first_attempt, newest_versions, standing_in
+from headway.upload.objects import RemoteFile
+from headway.upload.run_files import read_small
 
 CONFIG_FILE, JOURNAL_FILE, LOCK_FILE = "config.yaml", "journal.jsonl", "lock"
 
@@ -37,7 +46,7 @@ def claimed(folder: Path, config: RunConfig, fresh: bool) -> Iterator[list[str]]
     try:
         with RunLock(folder / LOCK_FILE):
             path = folder / CONFIG_FILE
-            changed = same_run(folder, load_config(path), config) if begun(folder) else []
+            changed = same_run(str(folder), load_config(path), config) if begun(folder) else []
             config.save(path)
             yield changed
     except BaseException:
@@ -58,14 +67,56 @@ def unused_name(folder: Path) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def same_run(folder: Path, then: RunConfig, now: RunConfig) -> list[str]:
+def same_run(where: str, then: RunConfig, now: RunConfig, names: str = "run.name") -> list[str]:
     """What differs without making another run; ConfigError, with the differences, if they do."""
     before, after = then.tree(), now.tree()
     changed = difference(identity(before), identity(after))
     if changed:
         raise ConfigError(
-            f"{folder} is a run with another config, and continuing it would mix two:\n  "
+            f"{where} is a run with another config, and continuing it would mix two:\n  "
             + "\n  ".join(changed)
-            + "\nGive this one another run.name, or start it over with --fresh"
+            + f"\nGive this one another {names}, or start it over with --fresh"
         )
     return difference(before, after)
+
+
+def same_run_there(remote: Remote, config: RunConfig) -> None:
+    """ConfigError, with the differences, if the run in the bucket is another one; fetches little.
+
+    By its config; where that is not there, by the fingerprint in its newest checkpoint's manifest.
+    """
+    line = Line()
+    objects = line.ask(lambda: remote.list(""))
+    then = config_there(remote, objects, line)
+    if then is not None:
+        same_run(remote.url, then, config, "run.name or upload.to")
+        return
+    for copy in reversed(standing_in(objects)):
+        data = read_small(copy.files[MANIFEST_NAME].key, copy.digest, remote, line)
+        try:
+            made = json.loads(data or b"")["facts"]["fingerprint"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue  # a bad copy: whoever restores says so
+        if made != fingerprint(config):
+            raise ConfigError(
+                f"{remote.url} holds a run with another config ({copy.name}: fingerprint {made}, "
+                f"here {fingerprint(config)}), and continuing it would mix two. "
+                "Give this one another run.name or upload.to, or start it over with --fresh"
+            )
+        return
+
+
+def config_there(remote: Remote, objects: list[RemoteFile], line: Line) -> RunConfig | None:
+    """The newest config in the bucket; None if none is whole. ConfigError if it cannot be read."""
+    version = newest_versions(objects, first_attempt(objects)).get(CONFIG_FILE)
+    data = read_small(version.key, version.digest, remote, line) if version else None
+    if data is None:
+        return None
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, CONFIG_FILE)
+        path.write_bytes(data)
+        try:
+            return load_config(path)
+        except ConfigError as error:
+            said = str(error).replace(str(path), CONFIG_FILE)
+            raise ConfigError(f"the config of the run in {remote.url}: {said}") from None

@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def opened(
             "hardware": hardware(world),
             "versions": versions(),
         }
-        found = restore_newest(state, store, facts, from_step, world)
+        found = restore_newest(state, store, facts, from_step, world, bucket)
         notes += [("quarantine", line) for line in found]
         if config.run.warm_start and state.step == 0:
             notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
@@ -111,7 +111,7 @@ def own_bucket(
     if not world.leads or config.upload is None:
         return contextlib.nullcontext()
     folder = run_folder(config)
-    return uploading(config.upload, folder, fresh=fresh, from_step=from_step, say=show.say)
+    return uploading(config.upload, config, folder, fresh=fresh, from_step=from_step, say=show.say)
 
 
 def own_attempt(folder: Path, bucket: Uploading | None) -> int:
@@ -237,7 +237,12 @@ def optimizer_of(config: RunConfig, task: Task) -> torch.optim.Optimizer:
 
 
 def restore_newest(
-    state: TrainState, store: CheckpointStore, facts: dict[str, Any], at: int | None, world: World
+    state: TrainState,
+    store: CheckpointStore,
+    facts: dict[str, Any],
+    at: int | None,
+    world: World,
+    bucket: Uploading | None = None,
 ) -> list[str]:
     """Fill the state from the newest good checkpoint, the same on every rank; what was found."""
     found: list[str] = []
@@ -258,11 +263,14 @@ def restore_newest(
         if at is not None and step != at:
             raise CheckpointError(f"--from: the checkpoint at step {at} is damaged: {found}")
         if at is not None:
+            if bucket:
+                bucket.go_back(at)
             store.supersede(at)
     step = world.agree(step)[0]
     if step < 0:
         return found
     checkpoint = next(c for c in store.checkpoints() if c.step == step)
+    same_fingerprint(checkpoint.manifest.facts, facts, checkpoint.path)
     same_identities(checkpoint.manifest.facts.get("identities", {}), facts["identities"], step)
     restore(state, checkpoint.path)
     return found
@@ -291,6 +299,21 @@ def warm_started(state: TrainState, source: str, facts: dict[str, Any]) -> str:
     return f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"
 
 
+def same_fingerprint(then: Mapping[str, Any], now: dict[str, Any], path: Path) -> None:
+    """A checkpoint of another config is refused, however it came here.
+
+    Another headway may resolve the same config to more keys: then the saved config alone decides.
+    """
+    same_headway = then.get("versions", {}).get("headway") == now["versions"]["headway"]
+    made = then.get("fingerprint")
+    if same_headway and made and made != now["fingerprint"]:
+        raise CheckpointError(
+            f"{path} was made by a run with another config (fingerprint {made}, here "
+            f"{now['fingerprint']}), and continuing from it would mix two. Remove it, give this "
+            "run another run.name, or start it over with --fresh"
+        )
+
+
 def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> None:
     """The data and the base weights must be those the checkpoint was made with."""
     changed = [f"{key}: {then[key]} -> {now.get(key)}" for key in then if then[key] != now.get(key)]
@@ -303,6 +326,8 @@ def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> Non
 
 def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:
     """Write to the journal, and say, what this attempt starts with."""
+    if run.bucket:
+        run.bucket.claim()
     facts = run.task.facts()
     notes = [*notes, *(("warning", line) for line in facts.get("warnings", ()))]
     journal.append(

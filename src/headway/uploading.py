@@ -14,20 +14,28 @@ from pathlib import Path
 from headway.bucket import (
     JOURNAL_FILE,
     begin_fresh,
+    go_back,
+    holds_a_run,
     leased,
+    newest_here,
     open_uploader,
     parcel_of,
+    refuse_lost,
     restore_run,
     url_of,
 )
 from headway.checkpoint import Checkpoint
-from headway.config import Upload
+from headway.claim import same_run_there
+from headway.config import RunConfig, Upload
 from headway.errors import RemoteError
 from headway.journal import Journal, next_attempt
 from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader
 from headway.upload.probe import probe
+from headway.upload.sending import Unsendable
 
 SHOW_EVERY_SECONDS = 5.0
+LAST_CHANCE_SECONDS = 60.0
+"""How long an attempt that an error ends waits for its newest save."""
 
 Say = Callable[[str], None]
 
@@ -41,6 +49,9 @@ class Uploading:
         self.remote = remote
         self._section, self._lease, self._folder, self._fresh = section, lease, folder, fresh
         self._uploader: Uploader | None = None
+        self._stopped_by: RemoteError | None = None
+        self._told = False
+        """Whether the end has said what is missing."""
 
     def attempt(self) -> int:
         """The number of this attempt: the lease's token, above every number in the journal.
@@ -50,10 +61,20 @@ class Uploading:
         self._lease.renew(at_least=next_attempt(self._folder / JOURNAL_FILE))
         return self._lease.token
 
-    def begin(self, checkpoints: Iterable[Checkpoint], scores: Mapping[int, float]) -> None:
-        """The run is open: send what is here and not there. Raises RemoteError."""
+    def go_back(self, step: int) -> None:
+        """Before anything is moved here: later copies no longer come back. Raises RemoteError."""
+        go_back(self.remote, self._lease.token, step)
+
+    def claim(self) -> None:
+        """Before the new run's first line: a run that it replaces no longer comes back.
+
+        Raises RemoteError.
+        """
         if self._fresh:
             begin_fresh(self.remote, self._lease.token)
+
+    def begin(self, checkpoints: Iterable[Checkpoint], scores: Mapping[int, float]) -> None:
+        """The run is open: send what is here and not there. Raises RemoteError."""
         self._uploader = open_uploader(self.remote, self._section, self._folder, self._lease)
         self._uploader.start()
         for checkpoint in checkpoints:
@@ -76,26 +97,79 @@ class Uploading:
                 say(f"step {event.step} is in the bucket ({event.seconds:.1f} s)")
             elif event.kind in ("failed", "warning"):
                 say(f"WARNING: upload of step {event.step}: {event.why}")
+            elif event.kind == "skipped":
+                say(
+                    f"step {event.step} was not sent: newer saves came before its turn, because "
+                    "the bucket is slower than checkpoint.every_steps"
+                )
 
     def failure(self) -> RemoteError | None:
-        """Why the run must stop: a bucket that is required and fails, or a lost lease."""
+        """Why the run must stop: a bucket that is required and fails, or a lost lease.
+
+        While others are under way, a checkpoint that cannot be sent may still be superseded.
+        """
         failure = self._uploader.failure() if self._uploader else None
-        stops = self._section.required or isinstance(failure, LeaseLost)
-        return failure if stops else None
+        if not (self._section.required or isinstance(failure, LeaseLost)):
+            return None
+        if isinstance(failure, Unsendable) and self.pending():
+            return None
+        self._stopped_by = failure or self._stopped_by
+        return failure
 
     def finish(self, until: Callable[[], bool], journal: Journal, say: Say) -> None:
-        """``drain``, ``tell``, and raise ``failure`` if there is one."""
-        self.drain(until, say)
+        """``drain``, ``tell``, and raise if the bucket is required and lacked something."""
+        whole = self.drain(until, say)
         self.tell(journal, say)
         if failure := self.failure():
             raise failure
+        if not whole and self._section.required:
+            raise RemoteError(f"upload.required: {self._missing()}")
+        if self._stopped_by:
+            raise RemoteError(
+                f"upload.required: training stopped, because {self._stopped_by}. The bucket has "
+                "the newest checkpoint now: the same command goes on"
+            )
+
+    def cut_short(self, error: BaseException, say: Say) -> None:
+        """An error ends the attempt: say what is not in the bucket.
+
+        The newest save has LAST_CHANCE_SECONDS to get there, where the bucket works.
+        """
+        if self._uploader is None or self._told:
+            return
+        waits = isinstance(error, Exception) and not isinstance(error, RemoteError)
+        if waits and self._uploader.failure() is None and (left := self.pending()):
+            say(f"{type(error).__name__} ends training; waiting for step {max(left)} to be sent")
+            began = time.monotonic()
+            self._uploader.drain(
+                until=lambda: (
+                    max(left) not in self.pending()
+                    or time.monotonic() - began > LAST_CHANCE_SECONDS
+                ),
+                show=lambda progress: None,
+            )
+        if missing := self._missing():
+            say(missing)
+
+    def _missing(self) -> str:
+        """What is not in the bucket, and what to do; empty if nothing is missing."""
+        uploader = self._uploader
+        left = sorted(uploader.pending() | uploader.unsendable()) if uploader else []
+        if uploader is None or not left:
+            return ""
+        why = uploader.failure()
+        return (
+            f"NOT IN THE BUCKET: step {', '.join(map(str, left))}{f' ({why})' if why else ''}. It "
+            f"is on this disk; the same command, or `headway upload push {self._folder} --all`, "
+            "sends it"
+        )
 
     def drain(self, until: Callable[[], bool], say: Say) -> bool:
         """Wait, visibly and for ``drain_minutes`` at most, until the bucket has everything.
 
         False, in words, when it has not; the next attempt, or ``headway upload push``, goes on.
         """
-        if self._uploader is None or not self._uploader.pending():
+        if self._uploader is None:
             return True
         began, said = time.monotonic(), -SHOW_EVERY_SECONDS
         limit_seconds = 60 * self._section.drain_minutes
@@ -114,12 +188,8 @@ class Uploading:
 
         if self._uploader.drain(until=ended, show=show):
             return True
-        left = ", ".join(map(str, sorted(self.pending())))
-        why = self._uploader.failure()
-        say(
-            f"NOT IN THE BUCKET: step {left}{f' ({why})' if why else ''}. It is on this disk; the "
-            f"same command, or `headway upload push {self._folder} --all`, sends it"
-        )
+        say(self._missing())
+        self._told = True
         return False
 
     def close(self) -> None:
@@ -131,13 +201,20 @@ class Uploading:
 
 @contextlib.contextmanager
 def uploading(
-    section: Upload, folder: Path, *, fresh: bool, from_step: int | None, say: Say
+    section: Upload,
+    config: RunConfig,
+    folder: Path,
+    *,
+    fresh: bool,
+    from_step: int | None,
+    say: Say,
 ) -> Iterator[Uploading]:
     """The bucket of the run in ``folder``: proved to work, leased, and brought back if newer.
 
     Enter it before the folder is claimed, so that what comes back is there to be checked, and leave
     it after the journal is closed. ``fresh`` and ``from_step``: nothing is brought back. Raises
-    RemoteError (the bucket does not do what is needed), RunLocked (another machine), and what
+    ConfigError (another run lies there; nothing here was touched), RemoteError (the bucket does not
+    do what is needed), RunLocked (another machine), CheckpointError (its copies are gone), and what
     ``restore_run`` raises.
     """
     remote = Remote(url_of(section, folder))
@@ -148,15 +225,31 @@ def uploading(
         if finding.level == "warning":
             say(f"WARNING: {finding.name}: {line}")
     with leased(remote, section, next_attempt(folder / JOURNAL_FILE), say) as lease:
+        if not fresh:
+            same_run_there(remote, config)
         if not fresh and from_step is None:
-            found = restore_run(remote, folder, say)
-            if found:
-                say(f"restored {found.name} from {remote.url}")
+            bring_back(remote, folder, say)
         here = Uploading(section, remote, lease, folder, fresh=fresh)
         try:
             yield here
+        except BaseException as error:
+            here.cut_short(error, say)
+            raise
         finally:
             here.close()
+
+
+def bring_back(remote: Remote, folder: Path, say: Say) -> None:
+    """The newer state of the two sides; and a word if there is none, which may be a mistake.
+
+    Raises CheckpointError if the bucket's copies are gone, and what ``restore_run`` raises.
+    """
+    if holds_a_run(remote):
+        if found := restore_run(remote, folder, say):
+            say(f"restored {found.name} from {remote.url}")
+    elif newest_here(folder) is None:
+        refuse_lost(remote)
+        say(f"{remote.url} is empty: the run starts at 0")
 
 
 def waiting(progress: Progress, left_seconds: float) -> str:

@@ -4,6 +4,7 @@
 
     lease.json                                        who writes this run (lease.py)
     fresh/0004                                        attempts before 4 are of a replaced run
+    from/0005-00000200                                attempt 5 went back to step 200
     run/config.yaml/0002-0001-3fa9c1d20b7e            one whole version of a small file
     run/journal.jsonl/0002-000000000000-000000012345-3fa9c1d20b7e      bytes [0, 12345) of it
     checkpoints/step-00000500/0002-3fa9c1d20b7e/model/adapter_model.safetensors
@@ -29,13 +30,17 @@ from headway.upload.objects import RemoteFile
 
 MANIFEST_NAME = "manifest.json"
 LEASE_KEY = "lease.json"
-CHECKPOINTS, RUN_FILES, FRESH = "checkpoints/", "run/", "fresh/"
+CHECKPOINTS, RUN_FILES, FRESH, FROM = "checkpoints/", "run/", "fresh/", "from/"
 DIGEST_DIGITS = 12
 
 _COPY = re.compile(r"checkpoints/step-(\d{8,})/(\d{4,})-([0-9a-f]{12})/(.+)", re.DOTALL)
 _VERSION = re.compile(r"run/(.+)/(\d{4,})-(\d{4,})-([0-9a-f]{12})")
 _SEGMENT = re.compile(r"run/(.+)/(\d{4,})-(\d{12,})-(\d{12,})-([0-9a-f]{12})")
 _FRESH = re.compile(r"fresh/(\d{4,})")
+_FROM = re.compile(r"from/(\d{4,})-(\d{8,})")
+_ATTEMPT = re.compile(
+    r"(?:checkpoints/step-\d{8,}|run/.+|fresh|from)/(\d{4,})(?:[-/].*)?", re.DOTALL
+)
 _ARCHIVE = re.compile(r"archive-(\d+)-([0-9a-f]{64})\.(tar|tar\.zst)")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:]")
 
@@ -204,17 +209,23 @@ def copies(files: Iterable[RemoteFile]) -> list[Copy]:
     ]
 
 
-def standing(all_copies: Sequence[Copy], since_attempt: int = 0) -> list[Copy]:
+def standing(
+    all_copies: Sequence[Copy], since_attempt: int = 0, back: Iterable[tuple[int, int]] = ()
+) -> list[Copy]:
     """The committed copies that training did not go back behind, oldest first.
 
     An attempt begins from some checkpoint, so its first one takes back whatever earlier attempts
     committed at that step or later: training went back on purpose, or another machine took over.
-    Attempts before ``since_attempt`` belong to a run that ``--fresh`` replaced.
+    Attempts before ``since_attempt`` belong to a run that ``--fresh`` replaced. ``back``: (attempt,
+    step) of each ``--from``, which takes back what earlier attempts committed after that step, from
+    before its own first commit.
     """
+    marks = list(back)
     kept: list[Copy] = []
     taken_back: float = math.inf
     whole = [c for c in all_copies if c.committed and c.attempt >= since_attempt]
-    for _, made in groupby(sorted(whole, key=lambda c: -c.attempt), key=lambda c: c.attempt):
+    for attempt, made in groupby(sorted(whole, key=lambda c: -c.attempt), key=lambda c: c.attempt):
+        taken_back = min([taken_back, *(step + 1 for later, step in marks if later > attempt)])
         mine = [copy for copy in made if copy.step < taken_back]
         kept += mine
         taken_back = min([taken_back, *(copy.step for copy in mine)])
@@ -224,6 +235,31 @@ def standing(all_copies: Sequence[Copy], since_attempt: int = 0) -> list[Copy]:
 def first_attempt(files: Iterable[RemoteFile]) -> int:
     """The attempt that the run now in this prefix began with: what is older was replaced."""
     return max((int(m[1]) for f in files if (m := _FRESH.fullmatch(f.key))), default=0)
+
+
+def went_back(files: Iterable[RemoteFile]) -> list[tuple[int, int]]:
+    """(attempt, step) of every ``--from``."""
+    return [(int(m[1]), int(m[2])) for f in files if (m := _FROM.fullmatch(f.key))]
+
+
+def standing_in(files: Sequence[RemoteFile]) -> list[Copy]:
+    """``standing``, by all that lies under the run's prefix."""
+    return standing(copies(files), first_attempt(files), went_back(files))
+
+
+def highest_attempt(files: Iterable[RemoteFile]) -> int:
+    """The highest number of an attempt that ever wrote here; 0: none did."""
+    return max((int(m[1]) for f in files if (m := _ATTEMPT.fullmatch(f.key))), default=0)
+
+
+def fresh_key(attempt: int) -> str:
+    """Says that this attempt began another run."""
+    return f"{FRESH}{attempt:04d}"
+
+
+def from_key(attempt: int, step: int) -> str:
+    """Says that this attempt went back to a step."""
+    return f"{FROM}{attempt:04d}-{step:08d}"
 
 
 def segments(files: Iterable[RemoteFile], since_attempt: int = 0) -> list[Segment]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from headway.upload.layout import (
     CHECKPOINTS,
     FRESH,
+    FROM,
     MANIFEST_NAME,
     Copy,
     copies,
-    first_attempt,
-    standing,
+    standing_in,
 )
 from headway.upload.line import Line
 from headway.upload.remote import Remote
@@ -36,9 +36,10 @@ class Leftover:
 
 def copies_in(remote: Remote, line: Line) -> tuple[list[Copy], list[Copy]]:
     """(every copy, whole or not; those that stand), oldest first."""
-    every = copies(line.ask(lambda: remote.list(CHECKPOINTS)))
-    since = first_attempt(line.ask(lambda: remote.list(FRESH)))
-    return every, standing(every, since)
+    files = line.ask(lambda: remote.list(CHECKPOINTS))
+    for marks in (FRESH, FROM):
+        files = [*files, *line.ask(lambda prefix=marks: remote.list(prefix))]  # type: ignore[misc]
+    return copies(files), standing_in(files)
 
 
 def prune(

@@ -46,6 +46,9 @@ LONGEST_KEY_BYTES = 900
 Files = list[RemoteFile]
 Keys = list[str]
 
+_CREDENTIALS = re.compile(r"://(?:[^/]*@|[^@]*:[^@]*@)")
+"""Anything before an @ in the host's place, or a colon before one: a secret may hold slashes."""
+_HOST = re.compile(r"[\w-]+(?:\.[\w-]+)*\.?|[0-9a-f:.]+", re.IGNORECASE | re.ASCII)
 _PART = re.compile(r"[^\x00-\x1f\x7f\\/]+")
 
 
@@ -259,13 +262,13 @@ def _fill_range(
 
 def _opened(url: str, patience_seconds: float) -> tuple[str, str, Store]:
     """(URL without a slash at its end, prefix with one or empty, store)."""
-    parts = urlsplit(url)
-    scheme = parts.scheme if "://" in url else ""
-    if "@" in parts.netloc or parts.query or parts.fragment or parts.password:
+    if "://" in url and (_CREDENTIALS.search(url) or "?" in url or "#" in url):
         raise ConfigError(
-            f"a bucket URL ({scheme}://…) may hold no credentials, '?' or '#': they would be "
+            f"a bucket URL ({shown(url)}) may hold no credentials, '?' or '#': they would be "
             "written to configs and logs. Set credentials in the environment"
         )
+    parts = urlsplit(url)
+    scheme = parts.scheme if "://" in url else ""
     place = parts.netloc + parts.path
     if scheme in ("", "file"):
         return _folder(url if not scheme else place)
@@ -277,6 +280,7 @@ def _opened(url: str, patience_seconds: float) -> tuple[str, str, Store]:
     if scheme == "s3":
         from headway.upload.s3 import S3Store
 
+        _refuse_odd_endpoint()
         return clean, prefix, S3Store(bucket, patience_seconds)
     if scheme in ("gs", "gcs"):
         from headway.upload.gcs import GoogleStore
@@ -290,6 +294,37 @@ def _opened(url: str, patience_seconds: float) -> tuple[str, str, Store]:
         f"{scheme}:// is not a place that headway can send to: use s3://BUCKET/PREFIX (other S3 "
         "servers too: AWS_ENDPOINT_URL_S3), gs://BUCKET/PREFIX or a folder"
     )
+
+
+def shown(url: str) -> str:
+    """The URL without what may be a secret: ``s3://…@bucket``."""
+    return re.sub(r"[?#].*", "?…", re.sub(r"(?<=://).*@", "…@", url))
+
+
+def folder_of(url: str) -> Path | None:
+    """The folder that a URL means; None if it is no folder."""
+    scheme, found, place = url.rpartition("://")
+    return Path(place).expanduser().absolute() if scheme == "file" or not found else None
+
+
+def _refuse_odd_endpoint() -> None:
+    """ConfigError for an S3 address that is none or holds credentials; never shows it."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        value = os.environ.get(name)
+        if not value:
+            continue
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in ("http", "https") and bool(_HOST.fullmatch(parts.hostname or ""))
+            good = good and (parts.port is None or parts.port > 0)
+        except ValueError:  # its text would show the address
+            good = False
+        if not good or "@" in value or "?" in value or "#" in value:
+            raise ConfigError(
+                f"the environment variable {name} is not the address of a server: it must be "
+                "https://HOST or https://HOST:PORT, without credentials (these belong in "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
 
 
 def _folder(path: str) -> tuple[str, str, Store]:

@@ -1,19 +1,21 @@
 """Bringing a run back from the bucket: the newest whole checkpoint, the config and the journal.
 
-A checkpoint that is not what its manifest says is named and the one before it is taken. What is
-being fetched lies in ``.partial-…`` until every byte was compared, and is renamed last: a kill
-leaves nothing that looks like a checkpoint, and the same command begins again.
+A checkpoint that is not what its manifest says is named and the one before it is taken. A bucket
+that refuses, or does not answer, is an error instead: the newest may well be whole. What is being
+fetched lies in ``.partial-…`` until every byte was compared, and is renamed last: a kill leaves
+nothing that looks like a checkpoint, and the same command begins again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from headway.upload.layout import (
     first_attempt,
     is_safe,
     lacking,
-    standing,
+    standing_in,
 )
 from headway.upload.ledger import Ledger
 from headway.upload.line import Line, in_parallel
@@ -85,7 +87,7 @@ def remote_checkpoints(remote: Remote, line: Line | None = None) -> list[RemoteC
     line = line or Line()
     objects = line.ask(lambda: remote.list(""))
     every = copies(objects)
-    stand = {copy.prefix for copy in standing(every, first_attempt(objects))}
+    stand = {copy.prefix for copy in standing_in(objects)}
     found = []
     for copy in every:
         if not copy.committed:
@@ -124,14 +126,14 @@ def restore(
     since = first_attempt(objects)
     candidates = [
         copy
-        for copy in reversed(standing(copies(objects), since))
+        for copy in reversed(standing_in(objects))
         if newer_than is None or (copy.attempt, copy.step) > newer_than
     ]
     passed_over: list[str] = []
     for copy in candidates:
         try:
             fetched = fetch(copy, remote, line, run_folder, verify, show, reserve_bytes, threads)
-        except (Bad, Refused) as error:
+        except Bad as error:
             passed_over.append(f"{copy.name} (attempt {copy.attempt}) in the bucket: {error}")
             show(f"WARNING: {passed_over[-1]}; trying the one before it")
             continue
@@ -163,7 +165,8 @@ def whole(copy: Copy, remote: Remote, line: Line) -> tuple[bytes, dict[str, Fact
     listed = copy.files[MANIFEST_NAME]
     if listed.bytes > LARGEST_MANIFEST_BYTES:
         raise Bad(f"its manifest has {listed.bytes} bytes: not a manifest")
-    data = read_small(listed.key, copy.digest, remote, line)
+    with missing_is_bad():
+        data = read_small(listed.key, copy.digest, remote, line)
     if data is None:
         raise Bad("its manifest is damaged (its folder is named after another)")
     facts = parsed(data, copy)
@@ -171,6 +174,17 @@ def whole(copy: Copy, remote: Remote, line: Line) -> tuple[bytes, dict[str, Fact
     if missing:
         raise Bad(f"{len(missing)} files are missing or have another size: {missing[:3]}")
     return data, facts
+
+
+@contextlib.contextmanager
+def missing_is_bad() -> Iterator[None]:
+    """An object that is gone is the copy's fault; whatever else is refused is not."""
+    try:
+        yield
+    except Refused as error:
+        if error.code not in ("404", "NoSuchKey"):
+            raise
+        raise Bad(str(error)) from error
 
 
 def parsed(data: bytes, copy: Copy) -> dict[str, Fact]:
@@ -251,7 +265,8 @@ def fetch_file(key: str, fact: Fact, to: Path, remote: Remote, line: Line) -> No
     to.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(TRIES_PER_FILE):
         to.unlink(missing_ok=True)
-        line.ask(lambda: remote.download(key, to))
+        with missing_is_bad():
+            line.ask(lambda: remote.download(key, to))
         if to.is_symlink() or not to.is_file():
             raise Bad(f"{key} did not come as a regular file")
         with to.open("rb") as file:
