@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +15,16 @@ import pytest
 from typer.testing import CliRunner
 
 from fake_bucket import saved
-from headway.bucket import newest_here
+from headway.api import train
+from headway.bucket import leased, newest_here, open_uploader, parcel_of, url_of
+from headway.checkpoint import CheckpointStore
+from headway.claim import run_folder
 from headway.cli import build_app
+from headway.config import Upload, load_config
 from headway.errors import CheckpointError, ConfigError, RunLocked
+from headway.opening import opened
 from headway.upload import Remote, acquire, remote_checkpoints
+from toy import toy_config
 
 
 @pytest.fixture
@@ -129,3 +136,72 @@ def test_the_key_of_a_copy_says_which_bytes_it_holds(run, tmp_path):
     for copy in remote_checkpoints(Remote(str(tmp_path / "bucket/run"))):
         assert copy.copy.prefix.startswith(f"checkpoints/step-{copy.step:08d}/0001-")
         assert not copy.problems
+
+
+def test_a_run_restored_elsewhere_goes_on_there_with_the_command_that_is_printed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    sections = {"upload": {"to": str(tmp_path / "bucket")}}
+    train(toy_config(tmp_path / "first", **sections))
+    before = (tmp_path / "first/run/journal.jsonl").read_bytes()
+    output = said("restore", str(tmp_path / "bucket/run"), "--to", "other place/mine")
+    command = shlex.split(output.splitlines()[-1].removeprefix("go on with: "))
+    assert command == ["headway", "train", "other place/mine/config.yaml"]
+    config = load_config(command[2], ["train.horizon.steps=6"])
+    assert run_folder(config) == (tmp_path / "other place/mine").resolve()
+    assert "now names" not in said(
+        "restore", str(tmp_path / "bucket/run"), "--to", "other place/mine"
+    )
+    with opened(config) as run:
+        assert run.state.step == 6
+    assert (tmp_path / "first/run/journal.jsonl").read_bytes() == before
+
+
+def test_what_is_to_be_kept_for_ever_or_is_best_is_not_skipped_by_a_slow_line(run, tmp_path):
+    section = Upload(to=str(tmp_path / "bucket"), keep_best=2, keep_every_steps=100)
+    remote = Remote(url_of(section, run))
+    with leased(remote, section, 1, lambda line: None) as lease:
+        with open_uploader(remote, section, run, lease) as uploader:
+            for checkpoint in CheckpointStore(run, attempt="reader").checkpoints():
+                uploader.submit(parcel_of(checkpoint), {100: 3.0, 200: 2.0, 300: 1.0})
+            assert uploader.drain(until=lambda: False, show=lambda progress: None)
+    assert [c.step for c in remote_checkpoints(remote)] == [100, 200, 300]
+
+
+SECRET_URLS = [
+    "s3://AKIAX:SECRETVALUE@bucket/x",
+    "s3://AKIAX:SECRET/VALUE@bucket",
+    "s3://b/x?sig=SECRETV",
+]
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+def test_a_secret_in_a_url_is_refused_and_never_shown(run, tmp_path, url):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"recipe: toy\nupload:\n  to: {url}\n")
+    for words in (
+        ["train", str(config)],
+        ["train", str(tmp_path / "c.yaml"), f"upload.to={url}"],
+        ["upload", "status", "run", "--to", url],
+        ["upload", "list", url],
+        ["restore", url],
+    ):
+        command = [sys.executable, "-m", "headway.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        output = done.stdout + done.stderr
+        assert done.returncode and "credentials" in output
+        assert "SECRET" not in output and "AKIAX" not in output and "VALUE" not in output
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    "value", ["https://me:SESAME@host", "SESAME", "host:9000", "http://h:SESAME", "http:// SESAME"]
+)
+def test_an_odd_address_of_a_server_is_said_without_showing_it(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} is not the address") as caught:
+        Remote("s3://bucket/x")
+    assert "SESAME" not in str(caught.value) and caught.value.__cause__ is None
+    monkeypatch.setenv(name, "http://127.0.0.1:9000")
+    Remote("s3://bucket/x")

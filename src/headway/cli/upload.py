@@ -231,8 +231,10 @@ def restore(
 ) -> None:
     """Bring a run back from its bucket: the newest whole checkpoint, config and journal.
 
-    What is here already and newer stays. Training goes on with `headway train DIR/config.yaml`.
+    What is here already and newer stays. Training goes on, there, with the command it prints.
     """
+    import shlex
+
     from headway import bucket
     from headway.report.words import size
     from headway.upload import Remote
@@ -240,6 +242,11 @@ def restore(
     remote = Remote(url)
     folder = to or Path("runs") / url.rstrip("/").rpartition("/")[2]
     found = bucket.restore_run(remote, folder, typer.echo)
+    config = folder / bucket.CONFIG_FILE
+    if bucket.settled(folder):
+        typer.echo(
+            f"{config} now names {folder} (run.root, run.name), and sends its copies under it"
+        )
     if found is None:
         here = bucket.newest_here(folder)
         if here is None:
@@ -248,8 +255,13 @@ def restore(
             raise CheckpointError(f"{remote.url} holds no copy of a run; `headway upload list`")
         typer.echo(f"{folder} is as new as the bucket: step {here[1]}. Nothing was fetched")
         return
+    if not config.is_file():
+        typer.echo(
+            f"WARNING: the bucket has no {bucket.CONFIG_FILE}: training needs the one it had"
+        )
     files = "".join(f", {name} ({size(count)})" for name, count in found.run_files.items())
     typer.echo(f"restored {found.name} ({size(found.bytes)}){files} to {folder}")
+    typer.echo(f"go on with: headway train {shlex.quote(str(config))}")
 
 
 # ------------------------------------------------------------------ what is shown

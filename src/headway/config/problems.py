@@ -16,6 +16,10 @@ from headway.errors import ConfigError
 Details = Mapping[str, Any]
 """One entry of ``pydantic.ValidationError.errors()``."""
 SECRET = re.compile(r"token$|secret|password|api_key|credential", re.IGNORECASE)
+IN_URL = re.compile(
+    r"(?<=://)[^\s\"']*@|(?<=[?&])[^\s\"'=&]*(?:sig|token|key|secret)[^\s\"']*", re.I
+)
+"""What a URL holds of credentials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Problem:
         said = f"{where}{spell(self.path)}: {self.message}" if self.path else where + self.message
         if not self.place or not self.place.text or any(SECRET.search(str(p)) for p in self.path):
             return said
-        text = self.place.text.rstrip()
+        text = IN_URL.sub(lambda m: "…@" if m[0].endswith("@") else "…", self.place.text.rstrip())
         caret = " " * (self.place.column - 1) + "^" if self.place.column else ""
         return "\n    ".join(line for line in (said, text, caret) if line)
 

@@ -199,7 +199,9 @@ class Checkpoint(BaseModel):
 
 
 def _without_credentials(to: str) -> str:
-    if re.search(r"//[^/]*@", to) or re.search(r"[?&][^=]*(sig|token|key|secret)", to, re.I):
+    if re.search(r"//(?:[^/]*@|[^@]*:[^@]*@)", to) or re.search(
+        r"[?&][^=]*(sig|token|key|secret)", to, re.I
+    ):
         raise ValueError("credentials do not belong in a config; set them in the environment")
     return to.rstrip("/")
 
