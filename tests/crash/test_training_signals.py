@@ -33,8 +33,9 @@ def importing(pid: int, run: Path) -> bool:
 
 
 def building(pid: int, run: Path) -> bool:
-    """The run is locked, but no attempt is announced."""
-    return (run / "config.yaml").exists() and not (run / JOURNAL).exists()
+    """The run is locked and opening, but no attempt is announced."""
+    begun = read_events(run / JOURNAL, {"opening", "attempt"})
+    return [event["event"] for event in begun] == ["opening"]
 
 
 def in_a_step(pid: int, run: Path) -> bool:
