@@ -203,5 +203,5 @@ def test_an_odd_address_of_a_server_is_said_without_showing_it(monkeypatch, name
     with pytest.raises(ConfigError, match=f"{name} is not the address") as caught:
         Remote("s3://bucket/x")
     assert "SESAME" not in str(caught.value) and caught.value.__cause__ is None
-    monkeypatch.setenv(name, "http://127.0.0.1:9000")
+    monkeypatch.setenv(name, "http://nobody.invalid:9000")
     Remote("s3://bucket/x")

@@ -12,13 +12,14 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from headway.checkpoint import CheckpointStore, Saver, verify
-from headway.claim import JOURNAL_FILE, claimed, run_folder
+from headway.claim import JOURNAL_FILE, claimed, run_folder, same_run_there
 from headway.config import RunConfig, find_recipe, fingerprint
 from headway.cost import Meter, Price, process_age_seconds, spent
 from headway.engine.optim import make_optimizer, trainable
@@ -111,7 +112,14 @@ def own_bucket(
     if not world.leads or config.upload is None:
         return contextlib.nullcontext()
     folder = run_folder(config)
-    return uploading(config.upload, config, folder, fresh=fresh, from_step=from_step, say=show.say)
+    return uploading(
+        config.upload,
+        folder,
+        refuse_another=partial(same_run_there, config=config),
+        fresh=fresh,
+        from_step=from_step,
+        say=show.say,
+    )
 
 
 def own_attempt(folder: Path, bucket: Uploading | None) -> int:
@@ -292,8 +300,8 @@ def warm_started(state: TrainState, source: str, facts: dict[str, Any]) -> str:
     other = [k for k in then if k not in OF_THE_DATA and k in now and then[k] != now[k]]
     if other:
         raise ConfigError(
-            f"run.warm_start: {checkpoint.path} was trained with another {' and '.join(other)}: its "
-            "weights would mean something else here. Use the same task section but for its data"
+            f"run.warm_start: {checkpoint.path} was trained with another {' and '.join(other)}: "
+            "its weights would mean something else here. Use the same task section but for its data"
         )
     load_model(state.task, checkpoint.path / "model")
     return f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"

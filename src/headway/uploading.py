@@ -25,8 +25,7 @@ from headway.bucket import (
     url_of,
 )
 from headway.checkpoint import Checkpoint
-from headway.claim import same_run_there
-from headway.config import RunConfig, Upload
+from headway.config import Upload
 from headway.errors import RemoteError
 from headway.journal import Journal, next_attempt
 from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader
@@ -202,9 +201,9 @@ class Uploading:
 @contextlib.contextmanager
 def uploading(
     section: Upload,
-    config: RunConfig,
     folder: Path,
     *,
+    refuse_another: Callable[[Remote], object],
     fresh: bool,
     from_step: int | None,
     say: Say,
@@ -212,9 +211,10 @@ def uploading(
     """The bucket of the run in ``folder``: proved to work, leased, and brought back if newer.
 
     Enter it before the folder is claimed, so that what comes back is there to be checked, and leave
-    it after the journal is closed. ``fresh`` and ``from_step``: nothing is brought back. Raises
-    ConfigError (another run lies there; nothing here was touched), RemoteError (the bucket does not
-    do what is needed), RunLocked (another machine), CheckpointError (its copies are gone), and what
+    it after the journal is closed. ``refuse_another`` raises if another run lies there: it is asked
+    before anything here is touched, unless ``fresh``. ``fresh`` and ``from_step``: nothing is
+    brought back. Raises RemoteError (the bucket does not do what is needed), RunLocked (another
+    machine), CheckpointError (its copies are gone), and what ``refuse_another`` and
     ``restore_run`` raises.
     """
     remote = Remote(url_of(section, folder))
@@ -226,7 +226,7 @@ def uploading(
             say(f"WARNING: {finding.name}: {line}")
     with leased(remote, section, next_attempt(folder / JOURNAL_FILE), say) as lease:
         if not fresh:
-            same_run_there(remote, config)
+            refuse_another(remote)
         if not fresh and from_step is None:
             bring_back(remote, folder, say)
         here = Uploading(section, remote, lease, folder, fresh=fresh)
