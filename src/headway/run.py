@@ -316,10 +316,10 @@ class Run:
         """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
         if self.journal:
             self.settle(stop)
+            if self.bucket:  # what an earlier save left gets there, whatever became of the last
+                self.bucket.finish(self.asked_again(), self.journal, self.show.say)
             if self.unsaved:
                 raise self.unsaved
-            if self.bucket:
-                self.bucket.finish(self.asked_again(), self.journal, self.show.say)
             facts = {"step": self.state.step, "cost_usd": self.cost_usd}
             self.journal.append("stop", reason=stop.value, **facts)
             self.journal.flush()
