@@ -72,10 +72,12 @@ def judge_kill(run: Path, policy: Retention, outcome: Outcome) -> None:
 
 def judge_resume(run: Path, before: list[int], outcome: Outcome) -> None:
     """The attempt that followed continued from the newest checkpoint there was."""
-    attempts = read_events(run / JOURNAL, {"attempt"})
+    told = read_events(run / JOURNAL, {"opening", "attempt"})
     newest = max(before, default=0)
-    if attempts and attempts[-1]["restored_step"] < newest:
-        outcome.lost.append(f"{run}: step {newest} was there, {attempts[-1]['restored_step']} used")
+    if not told or told[-1]["event"] == "opening":
+        return  # killed before it had restored anything
+    if told[-1]["restored_step"] < newest:
+        outcome.lost.append(f"{run}: step {newest} was there, {told[-1]['restored_step']} used")
 
 
 def judge_end(run: Path, whole: Path, outcome: Outcome) -> None:
