@@ -86,13 +86,17 @@ def config_of(folder: Path, task: Mapping[str, Any] | None = None, **sections: A
     return RunConfig(**tree)
 
 
-def awake(task: RegressionTask) -> RegressionTask:
-    """The same with noise on all that trains: an untrained head gives every step one score."""
+def awake(task: RegressionTask, share: float = 1.0) -> RegressionTask:
+    """The same with noise on all that trains: an untrained head gives every step one score.
+
+    ``share`` of it where bf16 would be magnified by it, but always the whole in the head.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in task.model.named_parameters():
             if parameter.requires_grad:
-                size = 0.3 if "lora" in name else 0.2 if "head" in name else 0.05
+                inside = share * (0.3 if "lora" in name else 0.05)
+                size = 0.2 if "head" in name else inside
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(size * noise.to(parameter.dtype))
     task.model.eval()

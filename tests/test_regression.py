@@ -350,7 +350,7 @@ def test_every_mode_trains_resumes_bit_for_bit_and_exports(
     train(of("b"))
     assert_same_state(final_state(tmp_path / "a/runs/run"), final_state(tmp_path / "b/runs/run"))
     trained = load_run(tmp_path / "a/runs/run")
-    awake(trained.task)  # type: ignore[arg-type]
+    awake(trained.task, 1.0 if precision == "fp32" else 0.3)  # type: ignore[arg-type]
     chains = [chain_of(record(number, length=5)) for number in range(50, 56)]
     expected = np.array(trained.task.scores(chains))  # type: ignore[attr-defined]
     for format in ("full",) if tuning is FULL else ("adapter", "merged"):

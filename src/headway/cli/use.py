@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import typer
 
@@ -54,6 +55,10 @@ def predict(
         list[str] | None,
         typer.Option("--steps", help="regression: the steps, one a line, or one each time."),
     ] = None,
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option("--evidence", help="regression: a passage for --steps; repeat for more."),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", help="JSONL, one request a line, its keys as the options here."),
@@ -69,24 +74,67 @@ def predict(
     import json as json_module
 
     from headway.api import load_run
-    from headway.data.sources import read_records
-    from headway.errors import ConfigError
 
-    if file and not file.is_file():
-        raise ConfigError(f"--file {file}: there is no such file")
-    requests: list[dict[str, Any]] = [{"prompt": text} for text in prompt or ()]
-    if steps:
-        lines = [line for text in steps for line in text.splitlines() if line.strip()]
-        requests.append({"problem": problem or "", "steps": lines})
-    requests += [dict(record.data) for record in read_records(str(file))] if file else []
-    if not requests:
-        raise ConfigError("predict needs --prompt TEXT, --steps TEXT or --file REQUESTS.jsonl")
+    chain = {"problem": problem, "steps": steps, "evidence": evidence}
+    requests = requests_of(prompt or [], {k: v for k, v in chain.items() if v is not None}, file)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     options = {key: value for key, value in given.items() if value is not None}
     trained = load_run(run, step)
-    for request in requests:
+    check_all(trained.recipe, requests, options)
+    for _, request in requests:
         answer = trained.predict({**options, **request})
         typer.echo(json_module.dumps({**request, **answer}) if json else shown(answer["text"]))
+
+
+def requests_of(
+    prompts: Sequence[str], chain: Mapping[str, Any], file: Path | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """(where it was given, request) of each; ConfigError for options that say two things."""
+    from headway.data.sources import read_records
+    from headway.errors import ConfigError
+
+    if chain and (prompts or file):
+        other = "--prompt" if prompts else "--file"
+        raise ConfigError(f"--{next(iter(chain))} and {other}: give one of them, not both")
+    if chain and "steps" not in chain:
+        raise ConfigError(f"--{next(iter(chain))} needs --steps: the texts that get a number")
+    if file and not file.is_file():
+        raise ConfigError(f"--file {file}: there is no such file")
+    found: list[tuple[str, dict[str, Any]]] = [("--prompt", {"prompt": text}) for text in prompts]
+    if chain:
+        lines = [line for text in chain["steps"] for line in text.splitlines() if line.strip()]
+        found.append(("--steps", {"problem": "", **chain, "steps": lines}))
+    if file:
+        found += [(record.where, dict(record.data)) for record in read_records(str(file))]
+    if not found:
+        raise ConfigError("predict needs --prompt TEXT, --steps TEXT or --file REQUESTS.jsonl")
+    return found
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A recipe that can tell what is wrong with a request before it answers any."""
+
+    def check_request(self, request: Mapping[str, Any]) -> None:
+        """Raises ConfigError."""
+        ...
+
+
+def check_all(
+    recipe: object,
+    requests: Sequence[tuple[str, Mapping[str, Any]]],
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse an odd request, naming where it was given, before the first is answered."""
+    from headway.errors import ConfigError
+
+    if not isinstance(recipe, Checking):
+        return
+    for where, request in requests:
+        try:
+            recipe.check_request({**options, **request})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
 
 def shown(text: str) -> str:

@@ -53,18 +53,18 @@ class Lora(BaseModel):
 Tuning = Annotated[Full | Lora, Field(discriminator="kind")]
 
 
-def adapt(model: PreTrainedModel, tuning: Full | Lora, new_tokens: Sequence[int] = ()) -> nn.Module:
+def adapt(model: PreTrainedModel, tuning: Full | Lora, tokens: Sequence[int] = ()) -> nn.Module:
     """The model with the right parameters trainable.
 
-    ``new_tokens`` are ids whose embedding rows are new: they train in every mode, the other rows of
-    the table stay as they are under lora and qlora. Raises ConfigError when no layer was adapted.
+    ``tokens`` are ids whose embedding rows train in every mode; the other rows of the table stay as
+    they are under lora and qlora. Raises ConfigError when no layer was adapted.
     """
     if tuning.kind == "full":
         return model.requires_grad_(True)
     targets = tuning.target_modules
     options: dict[str, Any] = {}
-    if new_tokens:
-        options["trainable_token_indices"] = list(new_tokens)
+    if tokens:
+        options["trainable_token_indices"] = list(tokens)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=tuning.rank,

@@ -10,6 +10,7 @@ from torch import nn
 
 from headway.data.order import rows_at
 from headway.engine.task import BuildContext
+from headway.errors import ConfigError
 from headway.models.backbone import base_model
 
 ACTIVATION_BYTES = {"cpu": 400e6, "cuda": 8e9}
@@ -30,8 +31,16 @@ def rows_of_step(order: Order, step: int, context: BuildContext) -> list[int]:
 
 
 def drawn(total: int, context: BuildContext) -> NDArray[np.int64]:
-    """Held-out rows that are measured: all, or ``held_out_rows`` of them, sorted."""
+    """Held-out rows that are measured: all, or ``held_out_rows`` of them, sorted.
+
+    Raises ConfigError where a rank would have none: it would wait for the others in vain.
+    """
     wanted = context.held_out_rows
+    if 0 < min(total, wanted or total) < context.ranks:
+        raise ConfigError(
+            f"{min(total, wanted or total)} held-out rows are fewer than ranks ({context.ranks}): "
+            "raise evaluate.max_rows, give more rows in task.data.eval, or train on fewer ranks"
+        )
     if not wanted or wanted >= total:
         return np.arange(total)
     return np.sort(rows_at(context.seed, np.arange(wanted), total, stream=-2))
@@ -42,7 +51,7 @@ def groups(
 ) -> Iterator[list[int]]:
     """``rows`` as microbatches of ``microbatch_size``, or of as many tokens as the memory takes.
 
-    A row that is too long by itself goes alone. Yields one empty group for no rows.
+    A row that is too long by itself goes alone. No rows, no group.
     """
     size, budget = context.microbatch_size, tokens_at_once(model, context.device)
     group: list[int] = []
@@ -55,7 +64,8 @@ def groups(
             group, tokens = [], 0
         group.append(row)
         tokens += length
-    yield group
+    if group:
+        yield group
 
 
 def tokens_at_once(model: nn.Module, device: str) -> float:

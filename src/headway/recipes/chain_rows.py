@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from headway.data.chains import Chain, pieces
+from headway.data.chains import Chain, ChainReport, pieces
+from headway.data.order import Mixture
 from headway.engine.task import Microbatch
 from headway.errors import DataError
 
@@ -47,13 +48,16 @@ class ChainText:
         return (evidence if chain.evidence else "") + (problem if chain.problem else "")
 
     def encode(self, chains: Sequence[Chain]) -> list[ChainRow]:
-        """One row per chain. Steps that do not fit into ``max_tokens`` have no score."""
+        """One row per chain. Steps that do not fit into ``max_tokens`` have no score.
+
+        What looks like a special token in the data is text, never the token.
+        """
         texts: list[str] = []
         for chain in chains:
             texts += [self.prompt(chain), *(step.strip() for step in chain.steps)]
         ids = iter(self._ids(texts) if texts else ())
         begin = [self.tokenizer.bos_token_id] if _adds_bos(self.tokenizer) else []
-        mark = [] if self.token is None else self._ids([self.token])[0]
+        mark = [] if self.token is None else [self.tokenizer.convert_tokens_to_ids(self.token)]
         newline = self._ids(["\n"])[0]
         return [
             self._row(chain, begin + next(ids), [next(ids) for _ in chain.steps], mark, newline)
@@ -61,7 +65,9 @@ class ChainText:
         ]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        found: list[list[int]] = self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
         return found
 
     def _row(
@@ -94,7 +100,7 @@ class ChainText:
             targets=np.array(targets, dtype=np.float32),
             steps=np.array(places, dtype=np.int64),
             lost=lost,
-            full_tokens=len(ids),
+            dropped=first,
         )
 
     def _first_that_fits(self, before: int, written: list[list[int]], chain: Chain) -> int:
@@ -130,8 +136,8 @@ class ChainRow:
     """[n] which step of the chain each is."""
     lost: int
     """Labelled steps that did not fit."""
-    full_tokens: int
-    """How many tokens the chain would have without a limit."""
+    dropped: int
+    """Unlabelled steps at the beginning that made room."""
 
 
 @dataclass
@@ -150,6 +156,10 @@ class ChainRows:
     sizes: list[int] = field(default_factory=list, init=False)
     """Rows of each source."""
     lost_steps: int = field(default=0, init=False)
+    first_lost: str = field(default="", init=False)
+    """Where the first chain with a lost step stands."""
+    dropped_steps: int = field(default=0, init=False)
+    """Unlabelled first steps left away so that the labelled ones fit."""
     split_chains: int = field(default=0, init=False)
     emptied: int = field(default=0, init=False)
     """Rows left out because no label fits into ``max_tokens``."""
@@ -162,10 +172,13 @@ class ChainRows:
             parts += [(number, first, piece) for first, piece in found if piece.labels]
         for start in range(0, len(parts), BATCH):
             batch = parts[start : start + BATCH]
-            for (number, offset, _), row in zip(
+            for (number, offset, piece), row in zip(
                 batch, self.text.encode([piece for *_, piece in batch]), strict=True
             ):
                 self.lost_steps += row.lost
+                self.dropped_steps += row.dropped
+                if row.lost and not self.first_lost:
+                    self.first_lost = piece.where
                 if len(row.at) == 0:
                     self.emptied += 1
                     continue
@@ -184,10 +197,15 @@ class ChainRows:
         """Of all rows."""
         return sum(len(row.ids) for row in self.rows)
 
-    @property
-    def mean_target(self) -> float:
-        """Mean label in [0, 1] over all loss units."""
-        return float(np.concatenate([row.targets for row in self.rows]).mean(dtype=np.float64))
+    def mean_target(self, drawn: Sequence[float]) -> float:
+        """Mean label in [0, 1] where so many rows are drawn of each source, each equally often."""
+        total = units = 0.0
+        ends = np.cumsum(self.sizes)
+        for end, size, count in zip(ends, self.sizes, drawn, strict=True):
+            targets = np.concatenate([row.targets for row in self.rows[end - size : end]])
+            total += count / size * float(targets.sum(dtype=np.float64))
+            units += count / size * len(targets)
+        return total / units
 
     @property
     def sha256(self) -> str:
@@ -199,17 +217,24 @@ class ChainRows:
                 digest.update(part.tobytes())
         return digest.hexdigest()
 
-    def lines(self) -> list[str]:
-        """What became of chains that are too long."""
+    def lines(self, split: str, unused: str) -> list[str]:
+        """What became of the chains of ``split`` that are too long; the lost are ``unused``."""
         found = []
         if self.split_chains:
             found.append(
-                f"  {self.split_chains:,} chains of more than {self.text.max_steps} steps split"
+                f"  {split}: {self.split_chains:,} chains of more than {self.text.max_steps} "
+                "steps split"
+            )
+        if self.dropped_steps:
+            found.append(
+                f"  {split}: {self.dropped_steps:,} unlabelled first steps are left away so that "
+                f"what follows fits into max_tokens ({self.text.max_tokens})"
             )
         if self.lost_steps:
             found.append(
-                f"  {self.lost_steps:,} labelled steps beyond max_tokens ({self.text.max_tokens}) "
-                f"are not trained on, {self.emptied:,} rows of them with nothing left"
+                f"  {split}: {self.lost_steps:,} labelled steps beyond max_tokens "
+                f"({self.text.max_tokens}) are not {unused}, {self.emptied:,} rows of them with "
+                f"nothing left; the first is in {self.first_lost}"
             )
         return found
 
@@ -248,6 +273,15 @@ class ChainRows:
             weights=tuple(float(count) for count in counts),
             tokens=sum(lengths),
         )
+
+
+def as_sampled(
+    mixture: Mixture, report: ChainReport, weights: Sequence[float] | None
+) -> tuple[tuple[str, float], ...]:
+    """Each source's share of the rows drawn: counted in an epoch, or in the first 10,000."""
+    counts = mixture.sizes if weights is None else mixture.as_sampled(10_000)
+    names = [name for name, _ in report.sampled]
+    return tuple((name, n / sum(counts)) for name, n in zip(names, counts, strict=True))
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -17,6 +17,9 @@ from headway.models.score import Scorer
 from headway.recipes.chain_rows import ChainRows, ChainText
 from headway.recipes.score_metrics import Scored
 
+KEYS = ("steps", "prompt", "problem", "evidence")
+"""What a request may have."""
+
 
 def scored_of(held: ChainRows, observed: Sequence[tuple[float, ...]]) -> Scored:
     """What ``observe`` gathered, by chain and source."""
@@ -24,6 +27,8 @@ def scored_of(held: ChainRows, observed: Sequence[tuple[float, ...]]) -> Scored:
     chain = np.array(held.chain_of, dtype=np.int64)[table[:, 0].astype(np.int64)]
     sources = tuple(dict.fromkeys(chain.source for chain in held.chains))
     number = {name: index for index, name in enumerate(sources)}
+    measured = np.bincount(chain, minlength=len(held.chains))
+    labelled = np.array([len(found.labels) for found in held.chains], dtype=np.int64)
     return Scored(
         chain=chain,
         step=table[:, 1].astype(np.int64),
@@ -31,6 +36,7 @@ def scored_of(held: ChainRows, observed: Sequence[tuple[float, ...]]) -> Scored:
         predicted=table[:, 2],
         target=table[:, 3],
         sources=sources,
+        whole=(measured == labelled)[chain],
     )
 
 
@@ -85,11 +91,16 @@ def asked(request: Mapping[str, Any]) -> Chain:
 
     Raises ConfigError for unknown or missing keys, and for what is not text.
     """
-    keys = {"problem", "steps", "prompt", "evidence"}
-    if ("steps" in request) == ("prompt" in request) or set(request) - keys:
+    unknown = [str(key) for key in request if key not in KEYS]
+    if unknown:
         raise ConfigError(
-            "predict needs steps (a list of texts) or prompt (one text), may have problem and "
-            f"evidence, and knows nothing else; found {', '.join(map(str, request)) or 'nothing'}"
+            f"predict: a score takes no {' and no '.join(unknown)}; leave it out "
+            f"(it takes {', '.join(KEYS)})"
+        )
+    if ("steps" in request) == ("prompt" in request):
+        raise ConfigError(
+            "predict needs steps (a list of texts) or prompt (one text), not both; found "
+            f"{', '.join(map(str, request)) or 'nothing'}"
         )
     steps = _texts(request["steps"] if "steps" in request else [request["prompt"]], "steps")
     if not steps or not all(steps):
@@ -120,12 +131,34 @@ def scores_of(
 ) -> list[list[float | None]]:
     """A number for each step of each chain, in the labels' unit; None beyond ``max_tokens``.
 
-    ``precision`` is the run's ``hardware.precision``. The scorer must be in evaluation mode.
+    ``precision`` is the run's ``hardware.precision``. The scorer must be in evaluation mode. A step
+    that the whole chain has no room for is read again by itself, after as many of the steps before
+    it as fit: as training reads a chain of which only that step has a label.
     """
-    asked_everywhere = [replace(c, targets=(text.low,) * len(c.steps)) for c in chains]
     found: list[list[float | None]] = [[None] * len(chain.steps) for chain in chains]
-    rows = ChainRows(asked_everywhere, text)
-    device = next(scorer.parameters()).device
+    whole = [replace(c, targets=(text.low,) * len(c.steps)) for c in chains]
+    _score(scorer, ChainRows(whole, text), range(len(chains)), precision, found)
+    late = [
+        (number, replace(chain, steps=chain.steps[:end], kinds=chain.kinds[:end],
+                         targets=(None,) * (end - 1) + (text.low,)))
+        for number, chain in enumerate(chains)
+        for end in range(1, len(chain.steps) + 1)
+        if found[number][end - 1] is None
+    ]  # fmt: skip
+    rows = ChainRows([chain for _, chain in late], text)
+    _score(scorer, rows, [number for number, _ in late], precision, found)
+    return found
+
+
+def _score(
+    scorer: Scorer,
+    rows: ChainRows,
+    numbers: Sequence[int],
+    precision: str,
+    found: list[list[float | None]],
+) -> None:
+    """Put each score into ``found``, under its step and the number of its chain there."""
+    text, device = rows.text, next(scorer.parameters()).device
     for row in range(len(rows)):
         inputs = on_device(rows.microbatch([row]).inputs, device)
         with autocast(precision, device):
@@ -134,8 +167,7 @@ def scores_of(
             )
         scores = text.low + (text.high - text.low) * logits.sigmoid()
         for (_, step), score in zip(inputs["units"].tolist(), scores.tolist(), strict=True):
-            found[rows.chain_of[row]][step] = score
-    return found
+            found[numbers[rows.chain_of[row]]][step] = score
 
 
 def answered(chain: Chain, scores: Sequence[float | None], middle: float) -> dict[str, Any]:

@@ -17,7 +17,21 @@ from headway.models.backbone import base_model
 if TYPE_CHECKING:
     from headway.recipes.text import TextTask
 
-KEYS = {"prompt", "messages", "max_new_tokens", "temperature", "seed"}
+KEYS = ("prompt", "messages", "max_new_tokens", "temperature", "seed")
+
+
+def check(request: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what ``generate`` does not take, or cannot answer."""
+    unknown = [str(key) for key in request if key not in KEYS]
+    if unknown:
+        raise ConfigError(
+            f"predict: a language model takes no {' and no '.join(unknown)}; leave it out "
+            f"(it takes {', '.join(KEYS)})"
+        )
+    if not isinstance(request.get("prompt", ""), str):
+        raise ConfigError(f"predict: prompt must be a text, not {request['prompt']!r}")
+    if not ("prompt" in request or "messages" in request):
+        raise ConfigError("predict needs prompt (a text) or messages (a conversation)")
 
 
 def generate(task: TextTask, request: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
@@ -26,9 +40,7 @@ def generate(task: TextTask, request: Mapping[str, Any], *, chat: bool) -> dict[
     Greedy unless ``temperature`` is above 0; then drawn by ``seed``. Raises ConfigError for unknown
     keys, or where there is nothing to answer.
     """
-    unknown = set(request) - KEYS
-    if unknown or not ("prompt" in request or "messages" in request):
-        raise ConfigError(f"predict takes {sorted(KEYS)} and needs prompt or messages; {unknown=}")
+    check(request)
     assert task.tokenizer is not None
     device = next(task.model.parameters()).device
     ids = prompt_ids(task, request, chat).to(device)

@@ -37,9 +37,11 @@ def load_model(
     config: ModelConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with the right parameters trainable, ready for flat microbatches; its facts."""
-    base, new_ids = load_base(config, context, tokenizer, quantized=config.tuning.kind == "qlora")
+    base = load_base(config, context, tokenizer, quantized=config.tuning.kind == "qlora")
     prove_backbone(base)
-    model = adapt(base, config.tuning, new_ids)
+    # Also of a token that the base model has already, such as a merged export's: its row trains.
+    rows = [int(tokenizer.convert_tokens_to_ids(token)) for token in config.special_tokens]
+    model = adapt(base, config.tuning, rows)
     facts = {
         "model": f"{config.base_model} ({config.tuning.kind})",
         "parameters": sum(count(p) for p in model.parameters()),
@@ -66,8 +68,8 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase,
     *,
     quantized: bool,
-) -> tuple[Any, list[int]]:
-    """The model as downloaded, with rows for the special tokens; the ids that are new."""
+) -> Any:
+    """The model as downloaded, with rows for the special tokens."""
     # A 4-bit weight is unpacked to the type it was loaded in before every product.
     four_bits_in_bf16 = quantized and context.precision != "fp32"
     base = load_causal_lm(
@@ -78,7 +80,8 @@ def load_base(
         device=torch.device(context.device),
         quantized=quantized,
     )
-    return base, add_tokens(base, tokenizer, config.special_tokens)
+    add_tokens(base, tokenizer, config.special_tokens)
+    return base
 
 
 def count(parameter: Tensor) -> int:

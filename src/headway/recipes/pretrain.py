@@ -32,7 +32,7 @@ from headway.models.lora_linear import fuse_gelu
 from headway.models.rms_norm import fuse_rms_norm
 from headway.recipes.batching import drawn
 from headway.recipes.export import export_model
-from headway.recipes.generate import generate
+from headway.recipes.generate import check, generate
 from headway.recipes.language_model import count
 from headway.recipes.text import TextTask, TokenRow, TokenRows
 from headway.records import Evaluation, Finding
@@ -194,6 +194,10 @@ class PretrainRecipe:
     def _prompts(self, task: TextTask) -> tuple[str, ...]:
         return tuple(task.described["samples"])
 
+    def check_request(self, request: Mapping[str, Any]) -> None:
+        """Raise ConfigError for what ``predict`` does not take."""
+        check(request)
+
     def predict(self, task: TextTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """``prompt`` -> ``text`` that follows; greedy unless ``temperature`` is given."""
         return generate(task, request, chat=False)
@@ -296,7 +300,11 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
             "data": lines,
             "samples": config.samples,
             "sample_tokens": config.sample_tokens,
-            "identities": {**task.described["identities"], "data": train.identity[:16]},
+            "identities": {
+                **task.described["identities"],
+                "data": train.identity[:16],
+                **({"held_out": held.identity[:16]} if held is not None else {}),
+            },
         },
     )
 

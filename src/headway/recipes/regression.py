@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from headway.config import CLOSED
-from headway.data.chains import Chain, ChainData, ChainReport, load_chains
+from headway.data.chains import Chain, ChainData, load_chains
 from headway.data.order import Mixture
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import ConfigError, DataError
@@ -26,7 +27,7 @@ from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
 from headway.recipes.batching import Order, drawn, groups, rows_of_step
-from headway.recipes.chain_rows import ChainRows, ChainText
+from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled
 from headway.recipes.chain_view import (
     answered,
     asked,
@@ -58,7 +59,7 @@ class RegressionConfig(BaseModel):
     read_at: Literal["token", "last"] = "token"
     """Where a step's number is read: at a special token after it, or at its own last token."""
     token: str = "<CONFIDENCE>"
-    """The special token; its embedding row trains in every mode."""
+    """The special token; its embedding row trains in every mode, whether it is new or not."""
     loss: LossName = "bce"
     """`mse`, `huber`, or `bce`: cross-entropy against the target as a soft label."""
     huber_delta: float = Field(default=0.1, gt=0)
@@ -92,9 +93,25 @@ class RegressionConfig(BaseModel):
             raise ValueError(f"must hold {place} once")
         return value
 
+    @field_validator("token")
+    @classmethod
+    def _is_a_token(cls, value: str) -> str:
+        if not value or any(map(str.isspace, value)):
+            raise ValueError(f"must be a text without blanks, such as <CONFIDENCE>: not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> RegressionConfig:
+        fields = type(self).model_fields
+        if self.loss != "huber" and self.huber_delta != fields["huber_delta"].default:
+            raise ValueError(f"huber_delta has no effect with loss {self.loss}; leave it out")
+        if self.read_at != "token" and self.token != fields["token"].default:
+            raise ValueError(f"token has no effect with read_at {self.read_at}; leave it out")
+        return self
+
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """New tokens of the model."""
+        """Tokens whose rows train."""
         return (self.token,) if self.read_at == "token" else ()
 
 
@@ -126,18 +143,23 @@ class RegressionTask:
         return list(self._cut(self.train, rows_of_step(self.order, step, self.context)))
 
     def held_out(self) -> Iterator[Microbatch]:
-        """This rank's held-out rows in file order, or a part of them drawn by the seed."""
+        """This rank's held-out rows in file order, or those of chains drawn by the seed.
+
+        A drawn chain comes with all its pieces: its first error is a matter of the whole.
+        """
         if self.held is not None:
-            rows = drawn(len(self.held), self.context)[self.context.rank :: self.context.ranks]
-            yield from self._cut(self.held, rows.tolist())
+            chains = np.unique(self.held.chain_of)
+            chosen = chains[drawn(len(chains), self.context)]
+            rows = np.flatnonzero(np.isin(self.held.chain_of, chosen))
+            mine = rows[self.context.rank :: self.context.ranks]
+            yield from self._cut(self.held, mine.tolist())
 
     def _cut(self, source: ChainRows, rows: Sequence[int]) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
             return len(source.rows[row].ids)
 
         for group in groups(rows, length_of, self.model.language, self.context):
-            if group:
-                yield source.microbatch(group)
+            yield source.microbatch(group)
 
     def loss(self, model: Any, inputs: Inputs) -> RowSums:
         """Sums over each row's scores: ``loss``, and ``absolute_error`` in the labels' unit."""
@@ -223,6 +245,10 @@ class RegressionRecipe:
             observed=(),
         )
 
+    def check_request(self, request: Mapping[str, Any]) -> None:
+        """Raise ConfigError for what ``predict`` does not take."""
+        asked(request)
+
     def predict(self, task: RegressionTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """``problem`` and ``steps`` (or ``prompt``: one text) -> a score each, and the first
         doubtful step."""
@@ -239,7 +265,7 @@ class RegressionRecipe:
         if config.tuning.kind != "full":
             plain = replace(task.context, precision="fp32")
             fresh = load_tokenizer(config.base_model, config.revision, task.context.cache)
-            base, _ = load_base(config, plain, fresh, quantized=False)
+            base = load_base(config, plain, fresh, quantized=False)
         return export_scorer(task, base, to, format)
 
 
@@ -260,7 +286,7 @@ def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> 
 def with_chains(task: RegressionTask) -> RegressionTask:
     """The task with its training and held-out rows; the head starts at the mean label."""
     config, context = task.config, task.context
-    splits = load_chains(config.data, seed=context.seed)
+    splits = load_chains(config.data, seed=context.seed, target_range=config.target_range)
     train = ChainRows(splits.train, task.text, splits.sizes)
     held = None
     if splits.held_out:
@@ -274,7 +300,8 @@ def with_chains(task: RegressionTask) -> RegressionTask:
     mixture = Mixture(train.sizes, config.data.weights, context.seed)
     report = replace(splits.report, sampled=as_sampled(mixture, splits.report, config.data.weights))
     low, high = config.target_range
-    task.model.head.start_at(train.mean_target)
+    mean = train.mean_target([share for _, share in report.sampled])
+    task.model.head.start_at(mean)
     return replace(
         task,
         train=train,
@@ -282,23 +309,22 @@ def with_chains(task: RegressionTask) -> RegressionTask:
         order=mixture.rows_at,
         rows_per_epoch=mixture.rows_per_epoch,
         tokens_per_epoch=train.tokens,
-        train_mean=low + (high - low) * train.mean_target,
+        train_mean=low + (high - low) * mean,
         described={
             **task.described,
             "warnings": list(report.warnings),
-            "data": [*report.lines(), *train.lines(), *(held.lines() if held else ())],
-            "identities": {**task.described["identities"], "data": train.sha256[:16]},
+            "data": [
+                *report.lines(),
+                *train.lines("train", "trained on"),
+                *(held.lines("held-out", "measured") if held else ()),
+            ],
+            "identities": {
+                **task.described["identities"],
+                "data": train.sha256[:16],
+                **({"held_out": held.sha256[:16]} if held else {}),
+            },
         },
     )
-
-
-def as_sampled(
-    mixture: Mixture, report: ChainReport, weights: Sequence[float] | None
-) -> tuple[tuple[str, float], ...]:
-    """Each source's share of the rows drawn: counted in an epoch, or in the first 10,000."""
-    counts = mixture.sizes if weights is None else mixture.as_sampled(10_000)
-    names = [name for name, _ in report.sampled]
-    return tuple((name, n / sum(counts)) for name, n in zip(names, counts, strict=True))
 
 
 RECIPE = RegressionRecipe()

@@ -18,13 +18,16 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from headway.data.chains import Chain
 from headway.data.tokenizers import identity
+from headway.engine.evaluate import undisturbed
 from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
 from headway.models.score import HeadShape, Scorer
 from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
 from headway.recipes.chain_rows import ChainText
+from headway.recipes.chain_view import scores_of
 from headway.recipes.export import export_model
 from headway.recipes.text import TextTask
 
@@ -34,6 +37,16 @@ if TYPE_CHECKING:
 HEAD_FILE, MEANING_FILE = "head.safetensors", "head.json"
 WRITTEN = tuple(f.name for f in fields(ChainText) if f.name != "tokenizer")
 """What of ``ChainText`` stands in ``MEANING_FILE``; the tokenizer has files of its own."""
+PROBE = Chain(
+    problem="", steps=("4", "2 + 2 = 4.", "4 + 3 = 8."), targets=(None,) * 3,
+    source="export", where="export", group="export",
+)  # fmt: skip
+"""Scored before and after an export. Its first step fits into any ``max_tokens``."""
+NOT_COMPARED = {
+    "merged": "merged over the unquantised base: scores differ",
+    "adapter": "not compared over the base in four bits; every tensor is as trained",
+}
+"""What the export of a ``qlora`` run says of its scores."""
 
 
 def saved_scorer(task: RegressionTask) -> SavedModel:
@@ -70,13 +83,42 @@ def export_scorer(task: RegressionTask, base: Any, to: Path, format: str) -> Map
     (to / MEANING_FILE).write_bytes(meaning(task))
     if format == "merged":
         task.tokenizer.save_pretrained(to)
-    again, text = with_head(to, task.model.language)
+    again, text = with_head(to, _whole(to) if base is None or format == "merged" else base)
     for name, tensor in again.head.state_dict().items():
         if not torch.equal(tensor.cpu(), head[name]):
             raise CheckpointError(f"{to}: {name} of the head was read back with other values")
     if replace(text, tokenizer=task.tokenizer) != task.text:
         raise CheckpointError(f"{to / MEANING_FILE} was read back as something else")
-    return found
+    return found | same_scores(task, again, format, to)
+
+
+def same_scores(task: RegressionTask, again: Scorer, format: str, to: Path) -> dict[str, Any]:
+    """The largest difference of one chain's scores; CheckpointError if rounding does not explain
+    it.
+
+    ``again`` holds the adapter of a ``qlora`` run over a base that is not in four bits: nothing can
+    be compared then, and the result says so.
+    """
+    if task.config.tuning.kind == "qlora":
+        return {"scores": NOT_COMPARED[format]}
+    device = next(task.model.parameters()).device
+    precision = task.context.precision
+    scores = []
+    for scorer in (task.model, again.to(device)):
+        with undisturbed(scorer, device):
+            scores += scores_of(scorer, task.text, [PROBE], precision)
+    differences = [
+        abs(one - other)
+        for one, other in zip(*scores, strict=True)
+        if one is not None and other is not None
+    ]
+    worst = max(differences, default=0.0) / (task.text.high - task.text.low)
+    if not worst <= (1e-4 if precision == "fp32" else 2e-2):
+        raise CheckpointError(
+            f"{to}: what was read back scores a chain differently (off by {worst:.2g} of the "
+            "range); do not use it"
+        )
+    return {"largest_score_difference": worst}
 
 
 def load_scorer(folder: Path, *, base: Any = None) -> tuple[Scorer, ChainText]:

@@ -28,7 +28,7 @@ from headway.models.hub import load_tokenizer
 from headway.models.tuning import Lora, Tuning
 from headway.recipes.batching import drawn
 from headway.recipes.export import export_model
-from headway.recipes.generate import generate
+from headway.recipes.generate import check, generate
 from headway.recipes.language_model import load_base, load_model
 from headway.recipes.text import TextTask, TokenRow, TokenRows
 from headway.records import Evaluation, Finding
@@ -123,6 +123,10 @@ class SftRecipe:
         metrics = {**evaluation.metrics, "perplexity": perplexity}
         return task.show_worst(replace(evaluation, metrics=metrics))
 
+    def check_request(self, request: Mapping[str, Any]) -> None:
+        """Raise ConfigError for what ``predict`` does not take."""
+        check(request)
+
     def predict(self, task: TextTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """``prompt`` or ``messages`` -> ``text``; greedy unless ``temperature`` is given."""
         return generate(task, request, chat=True)
@@ -133,7 +137,7 @@ class SftRecipe:
         if config.tuning.kind != "full":
             plain = replace(task.context, precision="fp32")
             fresh = load_tokenizer(config.base_model, config.revision, task.context.cache)
-            base, _ = load_base(config, plain, fresh, quantized=False)
+            base = load_base(config, plain, fresh, quantized=False)
         return export_model(task, base, to, format)
 
 
@@ -163,6 +167,7 @@ def with_rows(
             "identities": {
                 **task.described["identities"],
                 "data": splits.train.sha256[:16],
+                **({"held_out": splits.held_out.sha256[:16]} if splits.held_out else {}),
             },
         },
     )
