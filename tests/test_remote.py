@@ -329,7 +329,7 @@ def test_a_refused_connection_and_an_unknown_host_are_asked_again(
         pytest.importorskip(client)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-nobody")
-    for endpoint in ("http://127.0.0.1:9", "http://nobody.invalid"):
+    for endpoint in ("http://localhost:9", "http://nobody.invalid"):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
         for url in ("s3://bucket/run", "gs://bucket/run"):
