@@ -158,6 +158,15 @@ def test_a_run_restored_elsewhere_goes_on_there_with_the_command_that_is_printed
     assert (tmp_path / "first/run/journal.jsonl").read_bytes() == before
 
 
+def test_a_run_is_not_restored_over_another_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(toy_config(tmp_path / "first", upload={"to": str(tmp_path / "bucket")}))
+    train(toy_config(tmp_path / "other", train={"learning_rate": 0.5, "horizon": {"steps": 2}}))
+    with pytest.raises(ConfigError, match=r"learning_rate[\s\S]*--to DIR"):
+        said("restore", str(tmp_path / "bucket/run"), "--to", "other/run")
+    assert newest_here(tmp_path / "other/run") == (1, 2)
+
+
 def test_what_is_to_be_kept_for_ever_or_is_best_is_not_skipped_by_a_slow_line(run, tmp_path):
     section = Upload(to=str(tmp_path / "bucket"), keep_best=2, keep_every_steps=100)
     remote = Remote(url_of(section, run))

@@ -241,8 +241,10 @@ def restore(
 
     remote = Remote(url)
     folder = to or Path("runs") / url.rstrip("/").rpartition("/")[2]
-    found = bucket.restore_run(remote, folder, typer.echo)
     config = folder / bucket.CONFIG_FILE
+    if config.is_file():
+        refuse_another(remote, config)
+    found = bucket.restore_run(remote, folder, typer.echo)
     if bucket.settled(folder):
         typer.echo(
             f"{config} now names {folder} (run.root, run.name), and sends its copies under it"
@@ -262,6 +264,22 @@ def restore(
     files = "".join(f", {name} ({size(count)})" for name, count in found.run_files.items())
     typer.echo(f"restored {found.name} ({size(found.bytes)}){files} to {folder}")
     typer.echo(f"go on with: headway train {shlex.quote(str(config))}")
+
+
+def refuse_another(remote: Remote, config: Path) -> None:
+    """ConfigError if the folder of this saved config is another run's than the bucket."""
+    from headway.claim import same_run_there
+    from headway.config import load_config
+    from headway.errors import ConfigError
+
+    try:
+        mine = load_config(config)
+    except ConfigError:
+        return  # training will say so; what is restored may be to look at
+    try:
+        same_run_there(remote, mine)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. Or restore to another folder: --to DIR") from None
 
 
 # ------------------------------------------------------------------ what is shown
