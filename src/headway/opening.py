@@ -328,7 +328,7 @@ def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> Non
     if changed:
         raise CheckpointError(
             f"step {step} was made with other inputs than are here now ({'; '.join(changed)}): "
-            "the training data or the base model changed. Put them back, or start over with --fresh"
+            "the data or the base model changed. Put them back, or start over with --fresh"
         )
 
 

@@ -9,6 +9,7 @@ nothing that looks like a checkpoint, and the same command begins again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -139,7 +140,7 @@ def restore(
             continue
         came = bring(objects, since, remote, line, run_folder, show)
         put_in_place(copy, fetched, run_folder)
-        ledger = Ledger(run_folder / UPLOAD_JOURNAL)
+        ledger = Ledger(run_folder / UPLOAD_JOURNAL, remote.url)
         ledger.append("sent", sync=True, step=copy.step, prefix=copy.prefix, restored=True)
         ledger.close()
         return Restored(
@@ -185,6 +186,19 @@ def missing_is_bad() -> Iterator[None]:
         if error.code not in ("404", "NoSuchKey"):
             raise
         raise Bad(str(error)) from error
+
+
+@contextlib.contextmanager
+def full_disk_is_said(to: Path) -> Iterator[None]:
+    """The disk here can fill up after it was measured: other processes write too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFull(
+            f"{to.parent} is full: nothing was brought back. Free space, then the same command"
+        ) from error
 
 
 def parsed(data: bytes, copy: Copy) -> dict[str, Fact]:
@@ -265,7 +279,7 @@ def fetch_file(key: str, fact: Fact, to: Path, remote: Remote, line: Line) -> No
     to.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(TRIES_PER_FILE):
         to.unlink(missing_ok=True)
-        with missing_is_bad():
+        with missing_is_bad(), full_disk_is_said(to):
             line.ask(lambda: remote.download(key, to))
         if to.is_symlink() or not to.is_file():
             raise Bad(f"{key} did not come as a regular file")
