@@ -163,6 +163,14 @@ def test_a_bucket_that_does_not_answer_is_tried_for_longer(tmp_path: Path) -> No
     assert delays == sorted(delays) and delays[-1] > 100
 
 
+def test_outages_and_crashes_are_counted_apart(tmp_path: Path) -> None:
+    """One crash after three outages is the first crash, not the fourth."""
+    outages = [(None, 0, "exit 69")] * 3
+    bench = Bench(tmp_path, [*outages, (None, 0, "exit 1"), (0, 5, "exit 0")])
+    assert bench.run() == 0
+    assert bench.starts == 5
+
+
 @given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True))
 def test_delays_grow_are_bounded_and_spread(ended: int, draw: float) -> None:
     patience = Patience()

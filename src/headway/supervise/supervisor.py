@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -146,7 +147,8 @@ class Supervisor:
     def run(self) -> int:
         """Start, watch, judge, start again."""
         first = self._before = self._newest().attempt
-        ended, step, saved, again = 0, -1, -1, False
+        step, saved, again = -1, -1, False
+        failed: Counter[bool] = Counter()  # outages and crashes without progress, each by itself
         while True:
             code, hung = self._attempt(self._command(again))
             found = self._found()
@@ -157,7 +159,10 @@ class Supervisor:
             self._tell("ended", f"the process ended {end} at {where(found.step)}", **facts)
             if code in FINAL or self._asked:
                 return code if code >= 0 else 128 - code
-            ended = 1 if found.step > step or found.saved > saved else ended + 1
+            if found.step > step or found.saved > saved:
+                failed.clear()
+            failed[code == NO_ANSWER] += 1
+            ended = failed[code == NO_ANSWER]
             step, saved = max(step, found.step), max(saved, found.saved)
             if ended >= self._tries(code):
                 self._give_up(ended, step, found.message or f"the last one ended {end}", code, hung)
