@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urljoin
 
 HOST = "127.0.0.1"
 SECRET = "headway-test-secret"
@@ -35,8 +36,8 @@ class Server:
     name: str
     url: str
     """Where it answers: ``http://HOST:port``."""
-    ready: str
-    """A path that it answers without an error once it works."""
+    ready: list[str]
+    """What it answers without an error once all of it works: paths, or whole URLs of its parts."""
     commands: list[list[str]]
     folder: Path
     environ: Mapping[str, str]
@@ -63,7 +64,7 @@ class Server:
                     )
                 )
         deadline = time.monotonic() + START_SECONDS
-        while not answers(self.url + self.ready):
+        while not all(answers(urljoin(self.url, each)) for each in self.ready):
             ended = [p.args for p in self.processes if p.poll() is not None]
             if ended or time.monotonic() > deadline:
                 self.kill()
@@ -122,8 +123,10 @@ def swift(folder: Path) -> Server:
     servers = [
         [f"swift-{kind}-server", str(folder / f"{kind}.conf")] for kind in (*_RING_KINDS, "proxy")
     ]
+    # The proxy is well while the others still start, and answers 503 to whoever believes it.
+    ready = ["/healthcheck", *(f"http://{HOST}:{ports[kind]}/" for kind in _RING_KINDS)]
     return Server(
-        "swift", url, "/healthcheck", [memcached, *servers], folder,
+        "swift", url, ready, [memcached, *servers], folder,
         s3_environ(url, "headway:test"), f"s3://{BUCKET}",
     )  # fmt: skip
 
@@ -149,7 +152,7 @@ def moto(folder: Path) -> Server:
     url = f"http://{HOST}:{port}"
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", HOST]
     return Server(
-        "moto", url, "/moto-api/data.json", [[*command, "-p", str(port)]], folder,
+        "moto", url, ["/moto-api/data.json"], [[*command, "-p", str(port)]], folder,
         s3_environ(url, "headway-test"), f"s3://{BUCKET}",
     )  # fmt: skip
 
@@ -173,7 +176,7 @@ def fake_gcs(folder: Path) -> Server:
         "-public-host", f"{HOST}:{port}", "-external-url", url, "-log-level", "error",
     ]  # fmt: skip
     return Server(
-        "fake_gcs", url, "/storage/v1/b", [command], folder,
+        "fake_gcs", url, ["/storage/v1/b"], [command], folder,
         {"STORAGE_EMULATOR_HOST": url}, f"gs://{BUCKET}",
     )  # fmt: skip
 
@@ -186,7 +189,7 @@ def gcs_emulator(folder: Path) -> Server:
     command = [sys.executable, "-W", "ignore", "-c", program, "--data-dir", str(folder / "objects")]
     command += ["start", "--host", HOST, "--port", str(port)]
     return Server(
-        "gcs_emulator", url, "/", [command], folder,
+        "gcs_emulator", url, ["/"], [command], folder,
         {"STORAGE_EMULATOR_HOST": url}, f"gs://{BUCKET}",
     )  # fmt: skip
 
