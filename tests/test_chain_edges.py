@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ from ruamel.yaml import YAML
 
 from headway.data.chains import ChainData, ChainSource, ChainTally, load_chains, read_chains
 from headway.errors import DataError
+from shared_data import shared
 
 ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("HEADWAY_DATA") or ROOT.parent / "shared" / "data")
 
 
 def written(folder, name, rows):
@@ -91,9 +90,7 @@ def test_sources_of_one_name_are_told_apart_and_it_is_said(tmp_path):
 
 
 def test_no_question_of_the_eobqa_config_is_on_both_sides_of_a_fold():
-    path = DATA / "eobqa" / "chains.tsv"
-    if not path.exists():
-        pytest.skip(f"no {path}: set HEADWAY_DATA to the folder of shared data")
+    path = shared("eobqa/chains.tsv")
     config = YAML(typ="safe").load(ROOT / "configs" / "eobqa.yaml")
     section = config["task"]["data"]
     section["train"][0]["path"] = str(path)

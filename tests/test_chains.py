@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -29,9 +28,9 @@ from headway.data.chains.report import labels_of
 from headway.data.formats import Record
 from headway.data.order import Mixture
 from headway.errors import DataError
+from shared_data import shared
 
 ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("HEADWAY_DATA") or ROOT.parent / "shared" / "data")
 
 
 # --- records as the datasets have them -----------------------------------------------------------
@@ -466,9 +465,7 @@ def test_a_line_that_is_not_json_is_an_error_with_its_line(tmp_path):
 
 
 def test_eobqa_loads_as_a_table_with_its_human_labels():
-    path = DATA / "eobqa" / "chains.tsv"
-    if not path.exists():
-        pytest.skip(f"no {path}: set HEADWAY_DATA to the folder of shared data")
+    path = shared("eobqa/chains.tsv")
     source = {
         "path": str(path),
         "name": "eobqa",

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from benchmark_scripts import script
+
 ROOT = Path(__file__).parent.parent
-
-
-def script(name: str) -> ModuleType:
-    """A file of ``benchmarks``; the repository's root is not on the path of tests."""
-    full = f"benchmarks.{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, ROOT / "benchmarks" / f"{name}.py")
-        assert spec and spec.loader
-        sys.modules[full] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[full]
 
 
 plan = script("gpu_plan")

@@ -20,9 +20,7 @@ from headway.run import train
 STEPS = 20
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def headway_losses(config: RunConfig) -> tuple[list[float], Any, list[Any], dict[str, Any]]:

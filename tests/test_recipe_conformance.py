@@ -23,10 +23,7 @@ from headway.records import StepReport
 from headway.show import Quiet
 from toy import Cut, CutAt, assert_same_state, final_state
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(params=sorted(CASES))

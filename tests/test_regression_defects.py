@@ -41,10 +41,7 @@ from headway.show import Quiet
 from headway.viewing import open_run
 from toy import Cut, CutAt, assert_same_state, final_state
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def prm(problem: str) -> dict[str, Any]:

@@ -34,9 +34,7 @@ from toy import Cut, CutAt, assert_same_state, final_state
 ASKED = {"problem": "What is red 3?", "steps": ["red green 0", "blue 1", "pink grey 2"]}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from headway.checkpoint import CheckpointStore, Saver, verify
-from headway.checkpoint.saver import NICE
 from headway.errors import CheckpointError, StorageFull
+from headway.system import NICE
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from headway.data.sources import Source, TextData, fingerprint, list_files, read_records
 from headway.errors import DataError
+from shared_data import shared
 
 ROWS = [{"question": f"q {i} é", "answer": f"a {i}"} for i in range(3)]
 
@@ -221,17 +222,6 @@ def test_a_data_section_that_says_two_things_is_refused(section, message):
         TextData.model_validate(section)
 
 
-def test_real_data_is_read(shared_data):
-    assert len(data_of(str(shared_data / "gsm8k" / "train.jsonl"))) == 7473
-    assert len(data_of(str(shared_data / "eobqa" / "chains.tsv"))) == 998
-
-
-@pytest.fixture
-def shared_data():
-    import os
-    from pathlib import Path
-
-    root = os.environ.get("HEADWAY_DATA") or Path(__file__).parents[1].parent / "shared" / "data"
-    if not Path(root).is_dir():
-        pytest.skip("no shared data: set HEADWAY_DATA")
-    return Path(root)
+def test_real_data_is_read():
+    assert len(data_of(str(shared("gsm8k/train.jsonl")))) == 7473
+    assert len(data_of(str(shared("eobqa/chains.tsv")))) == 998

@@ -3,10 +3,8 @@ can be told from the other without reading."""
 
 import dataclasses
 import json
-import os
 import re
 from fractions import Fraction
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -17,7 +15,6 @@ from typer.testing import CliRunner
 
 from headway.cli.data import app
 from headway.data.formats import Record
-from headway.data.sources import Source, read_records
 from headway.data.step_labels import KINDS, Counts, Options, chains_of, generate
 from headway.data.step_labels.arithmetic import (
     Number,
@@ -31,10 +28,8 @@ from headway.data.step_labels.arithmetic import (
 from headway.data.step_labels.near import near
 from headway.data.step_labels.solutions import Refused, parse
 from headway.errors import ConfigError, DataError
+from worked_solutions import made, twins
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("HEADWAY_DATA") or ROOT.parent / "shared" / "data")
-GSM8K = DATA / "gsm8k" / "train.jsonl"
 PROBLEM = (
     "Ann has 48 pens. Bob has 17 more. Together they fill boxes of 5. How many are left if 4 go?"
 )
@@ -52,23 +47,6 @@ def solution(note, shown=None, text=None):
     shown = result if shown is None else shown
     first = f"It is {text or expression} = <<{note}>>{shown}."
     return f"{first}\nThen 3 + 4 = <<3+4=7>>7.\n#### 7"
-
-
-def made(count, **options):
-    """Chains of the first ``count`` GSM8K solutions, and the counts."""
-    if not GSM8K.exists():
-        pytest.skip(f"no GSM8K at {GSM8K}")
-    counts = Counts()
-    records = read_records(Source(path=str(GSM8K), limit=count))
-    return list(generate(records, Options(**options), counts)), counts
-
-
-def twins(chains):
-    """(untouched, wrong) of each question."""
-    groups = {}
-    for chain in chains:
-        groups.setdefault(chain.group, []).append(chain)
-    return [pair for pair in groups.values() if len(pair) == 2]
 
 
 # arithmetic

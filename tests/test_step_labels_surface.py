@@ -7,39 +7,15 @@ train.jsonl): an edited step against the author's own at the same place, arithme
 and swapped, whose texts are the author's own: there the place gives away, not the text.
 """
 
-import os
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headway.data.sources import Source, read_records
-from headway.data.step_labels import DEFAULT_KINDS, Counts, Options, generate
+from headway.data.step_labels import DEFAULT_KINDS
 from headway.data.step_labels.arithmetic import split_numbers
-
-ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("HEADWAY_DATA") or ROOT.parent / "shared" / "data")
-GSM8K = DATA / "gsm8k" / "train.jsonl"
-
-
-def made(count, **options):
-    """Chains of the first ``count`` GSM8K solutions, and the counts."""
-    if not GSM8K.exists():
-        pytest.skip(f"no GSM8K at {GSM8K}")
-    counts = Counts()
-    records = read_records(Source(path=str(GSM8K), limit=count))
-    return list(generate(records, Options(**options), counts)), counts
-
-
-def twins(chains):
-    """(untouched, wrong) of each question."""
-    groups = {}
-    for chain in chains:
-        groups.setdefault(chain.group, []).append(chain)
-    return [pair for pair in groups.values() if len(pair) == 2]
-
+from worked_solutions import made, twins
 
 WORDS = ("so", "then", "total", "altogether", "therefore", "thus", "left", "each", "in", "this")
 

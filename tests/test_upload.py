@@ -32,8 +32,9 @@ from headway.upload import Uploader, sending
 from headway.upload.faults import Refused
 from headway.upload.layout import Copy, Segment, chain, copies, segments, standing
 from headway.upload.ledger import Ledger, read_ledger
-from headway.upload.line import Cut, GaveUp, Line, in_parallel
+from headway.upload.line import Cut, GaveUp, Line
 from headway.upload.objects import RemoteFile
+from headway.upload.parallel import run_all
 from headway.upload.pruning import delete, leftovers, prune
 from headway.upload.run_files import RunFiles
 from headway.upload.sending import Unsendable, send
@@ -296,7 +297,7 @@ def test_after_an_error_no_new_job_begins_and_the_error_is_seen():
             raise Refused("no")
 
     with pytest.raises(Refused):
-        in_parallel([partial(job, n) for n in range(100)], 2)
+        run_all([partial(job, n) for n in range(100)], 2, threading.Event(), "test")
     assert len(begun) < 100
 
 

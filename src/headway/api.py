@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from headway.checkpoint import Checkpoint, verify
-from headway.claim import CONFIG_FILE
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
@@ -21,7 +20,7 @@ from headway.opening import build_context, opened, same_identities
 from headway.records import Evaluation, StopReason
 from headway.run import train as train_loop
 from headway.show import Quiet, Show
-from headway.viewing import open_run
+from headway.viewing import CONFIG_FILE, open_run
 
 
 def train(config: RunConfig, *, fresh: bool = False, show: Show | None = None) -> StopReason:

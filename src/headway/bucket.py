@@ -49,9 +49,8 @@ from headway.upload.ledger import read_ledger
 from headway.upload.remote import folder_of
 from headway.upload.restoring import UPLOAD_JOURNAL
 from headway.upload.run_files import bring
-from headway.viewing import config_tree, find_run
+from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, config_tree, find_run
 
-JOURNAL_FILE, CONFIG_FILE, LOCK_FILE = "journal.jsonl", "config.yaml", "lock"
 MEGABYTE = 1_000_000
 
 Say = Callable[[str], None]

@@ -21,8 +21,7 @@ from headway.upload import Line, Remote
 from headway.upload.layout import MANIFEST_NAME, first_attempt, newest_versions, standing_in
 from headway.upload.objects import RemoteFile
 from headway.upload.run_files import read_small
-
-CONFIG_FILE, JOURNAL_FILE, LOCK_FILE = "config.yaml", "journal.jsonl", "lock"
+from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from headway.checkpoint import CheckpointStore, Saver, verify
-from headway.claim import JOURNAL_FILE, claimed, run_folder, same_run_there
+from headway.claim import claimed, run_folder, same_run_there
 from headway.config import RunConfig, find_recipe, fingerprint
 from headway.cost import Meter, Price, process_age_seconds, spent
 from headway.engine.optim import make_optimizer, trainable
@@ -37,7 +37,7 @@ from headway.show import Quiet, Show
 from headway.signals import Signals
 from headway.summary import summary
 from headway.uploading import Uploading, uploading
-from headway.viewing import open_run
+from headway.viewing import JOURNAL_FILE, open_run
 
 OF_THE_DATA = ("data", "held_out")
 """Identities that a run from another's weights may have of its own."""

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from headway.bucket import (
-    JOURNAL_FILE,
     begin_fresh,
     go_back,
     holds_a_run,
@@ -31,6 +30,7 @@ from headway.journal import Journal, next_attempt
 from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader
 from headway.upload.probe import probe
 from headway.upload.sending import Unsendable
+from headway.viewing import JOURNAL_FILE
 
 SHOW_EVERY_SECONDS = 5.0
 LAST_CHANCE_SECONDS = 60.0

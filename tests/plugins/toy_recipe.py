@@ -122,6 +122,10 @@ class ToyRecipe:
     def measure(self, task: ToyTask, evaluation: Evaluation) -> Evaluation:
         return replace(evaluation, baselines={**evaluation.baselines, "loss/zero": 0.5})
 
+    def check_request(self, request: Mapping[str, Any]) -> None:
+        if set(request) != {"x"}:
+            raise ConfigError(f"toy answers x, not {sorted(request)}")
+
     def predict(self, task: ToyTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
         with torch.no_grad():
             return {"y": task.model(torch.tensor(request["x"])).tolist()}

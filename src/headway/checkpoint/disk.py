@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from headway import system
 from headway.checkpoint.manifest import FileFact
 from headway.errors import CheckpointError, HeadwayError, StorageFull
 
@@ -51,14 +52,7 @@ def write_new_file(path: Path, data: Iterable[Data]) -> FileFact:
 def fsync_directory(path: Path) -> None:
     """Wait until the names in a directory are on disk."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some FUSE disks cannot
-                raise
-        finally:
-            os.close(fd)
+        system.fsync_directory(path)
     except OSError as error:
         raise explained(error, f"syncing the directory {path}") from error
 

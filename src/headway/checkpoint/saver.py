@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +12,10 @@ from headway.checkpoint.disk import Data
 from headway.checkpoint.manifest import check_name, plain
 from headway.checkpoint.store import Checkpoint, CheckpointStore, Partial
 from headway.errors import CheckpointError, HeadwayError
+from headway.system import lower_priority
 
 Source = Data | Callable[[], Iterable[Data]]
 """A file's content: its bytes, or what yields them when the writer gets to it."""
-
-NICE = 19
-"""At nice 19 Linux gives the writer what training leaves over (weight 15 of 1024): with both cores
-busy a step beside a write of 628 MB took 3 % longer, at nice 10 it took 15 % longer."""
 
 
 class Saver:
@@ -107,7 +102,7 @@ class Saver:
         started = time.monotonic()
         checkpoint = None
         try:
-            _lower_priority()
+            lower_priority()
             for name, source in files.items():
                 partial.write(name, source() if callable(source) else [source])
             checkpoint = partial.commit(facts)
@@ -130,12 +125,3 @@ def _as_headway(error: BaseException, step: int) -> HeadwayError:
     )
     failure.__cause__ = error
     return failure
-
-
-def _lower_priority() -> None:
-    """Let training go first. Only Linux gives a thread a priority of its own."""
-    if sys.platform == "linux":
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        except OSError:
-            return  # a sandbox may forbid it; then the save only costs more

@@ -11,9 +11,10 @@ ASK = """\
 import signal, sys
 for number in (signal.SIGINT, signal.SIGPIPE):  # end without a word with the one who asked
     signal.signal(number, signal.SIG_DFL)
-from headway.claim import JOURNAL_FILE, run_folder
+from headway.claim import run_folder
 from headway.config import load_config
 from headway.errors import HeadwayError
+from headway.viewing import JOURNAL_FILE
 try:
     print(run_folder(load_config(sys.argv[1], sys.argv[2:])).absolute() / JOURNAL_FILE)
 except HeadwayError as error:

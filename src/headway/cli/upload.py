@@ -41,11 +41,11 @@ def follow(
         if context.invoked_subcommand is None:
             typer.echo(context.get_help())
         return
-    from headway import bucket
+    from headway import bucket, viewing
     from headway.upload import Remote
 
     with asked_to_stop() as stop:
-        while not (run / bucket.CONFIG_FILE).is_file() and not stop.wait(1.0):
+        while not (run / viewing.CONFIG_FILE).is_file() and not stop.wait(1.0):
             continue  # the trainer has not begun yet
         if stop.is_set():
             return
@@ -235,13 +235,13 @@ def restore(
     """
     import shlex
 
-    from headway import bucket
+    from headway import bucket, viewing
     from headway.report.words import size
     from headway.upload import Remote
 
     remote = Remote(url)
     folder = to or Path("runs") / url.rstrip("/").rpartition("/")[2]
-    config = folder / bucket.CONFIG_FILE
+    config = folder / viewing.CONFIG_FILE
     if config.is_file():
         refuse_another(remote, config)
     found = bucket.restore_run(remote, folder, typer.echo)
@@ -259,7 +259,7 @@ def restore(
         return
     if not config.is_file():
         typer.echo(
-            f"WARNING: the bucket has no {bucket.CONFIG_FILE}: training needs the one it had"
+            f"WARNING: the bucket has no {viewing.CONFIG_FILE}: training needs the one it had"
         )
     files = "".join(f", {name} ({size(count)})" for name, count in found.run_files.items())
     typer.echo(f"restored {found.name} ({size(found.bytes)}){files} to {folder}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from headway.engine.task import Recipe
 
 RUN = Annotated[Path, typer.Argument(help="Run directory, or a run's name under runs/.")]
 STEP = Annotated[
@@ -111,25 +114,14 @@ def requests_of(
     return found
 
 
-@runtime_checkable
-class Checking(Protocol):
-    """A recipe that can tell what is wrong with a request before it answers any."""
-
-    def check_request(self, request: Mapping[str, Any]) -> None:
-        """Raises ConfigError."""
-        ...
-
-
 def check_all(
-    recipe: object,
+    recipe: Recipe,
     requests: Sequence[tuple[str, Mapping[str, Any]]],
     options: Mapping[str, Any],
 ) -> None:
     """Refuse an odd request, naming where it was given, before the first is answered."""
     from headway.errors import ConfigError
 
-    if not isinstance(recipe, Checking):
-        return
     for where, request in requests:
         try:
             recipe.check_request({**options, **request})

@@ -130,6 +130,10 @@ class Recipe(Protocol):
         """Add metrics, baselines and what is shown of the worst rows to the engine's evaluation."""
         ...
 
+    def check_request(self, request: Mapping[str, Any]) -> None:
+        """Raise ConfigError for what ``predict`` does not take, before anything is answered."""
+        ...
+
     def predict(self, task: Any, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """One answer of the trained model; keys are the recipe's own (``prompt`` -> ``text``)."""
         ...

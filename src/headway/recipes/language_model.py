@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from headway.data.tokenizers import identity
 from headway.engine.precision import weights_dtype
 from headway.engine.task import BuildContext
+from headway.errors import ConfigError
 from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import prove_backbone
-from headway.models.hub import load_causal_lm, weights_identity
+from headway.models.hub import load_causal_lm, load_tokenizer, weights_identity
 from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
 from headway.models.rms_norm import fuse_rms_norm
 from headway.models.tuning import Full, Lora, adapt, adapted_modules, add_tokens
@@ -36,7 +38,15 @@ class ModelConfig(Protocol):
 def load_model(
     config: ModelConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with the right parameters trainable, ready for flat microbatches; its facts."""
+    """The model with the right parameters trainable, ready for flat microbatches; its facts.
+
+    Raises ConfigError for a machine or a model on which rows of varied length cannot train.
+    """
+    if context.compile:
+        raise ConfigError(
+            "hardware.compile: rows differ in length, so every step would compile again; "
+            "set it to false"
+        )
     base = load_base(config, context, tokenizer, quantized=config.tuning.kind == "qlora")
     prove_backbone(base)
     # Also of a token that the base model has already, such as a merged export's: its row trains.
@@ -60,6 +70,14 @@ def load_model(
     if context.activation_checkpointing:
         checkpoint_activations(model)
     return model, facts
+
+
+def untouched_base(config: ModelConfig, context: BuildContext) -> Any:
+    """The base model in fp32, for an export to stand on; None where all its weights trained."""
+    if config.tuning.kind == "full":
+        return None
+    tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+    return load_base(config, replace(context, precision="fp32"), tokenizer, quantized=False)
 
 
 def load_base(

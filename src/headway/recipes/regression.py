@@ -22,7 +22,7 @@ from headway.config import CLOSED
 from headway.data.chains import Chain, ChainData, load_chains
 from headway.data.order import Mixture
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
-from headway.errors import ConfigError, DataError
+from headway.errors import DataError
 from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
@@ -36,7 +36,7 @@ from headway.recipes.chain_view import (
     scores_of,
     shown,
 )
-from headway.recipes.language_model import counts, load_base, load_model
+from headway.recipes.language_model import counts, load_model, untouched_base
 from headway.recipes.score_export import export_scorer, saved_scorer
 from headway.recipes.score_metrics import measure, reliability
 from headway.records import Evaluation, Finding
@@ -204,11 +204,6 @@ class RegressionRecipe:
 
     def build(self, config: RegressionConfig, context: BuildContext) -> RegressionTask:
         """Tokenizer, model, head and rows. Raises ConfigError or DataError with what to do."""
-        if context.compile:
-            raise ConfigError(
-                "hardware.compile: regression rows differ in length, so every step would compile "
-                "again; set it to false"
-            )
         tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
         language, described = load_model(config, context, tokenizer)
         torch.manual_seed(context.seed)
@@ -261,12 +256,7 @@ class RegressionRecipe:
         self, task: RegressionTask, config: RegressionConfig, to: Path, format: str
     ) -> Mapping[str, Any]:
         """``adapter``, ``merged`` or ``full``, the head beside it; reloaded and compared."""
-        base = None
-        if config.tuning.kind != "full":
-            plain = replace(task.context, precision="fp32")
-            fresh = load_tokenizer(config.base_model, config.revision, task.context.cache)
-            base = load_base(config, plain, fresh, quantized=False)
-        return export_scorer(task, base, to, format)
+        return export_scorer(task, untouched_base(config, task.context), to, format)
 
 
 def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> ChainText:

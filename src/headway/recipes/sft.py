@@ -23,13 +23,12 @@ from headway.data.prepare import Splits, prepare
 from headway.data.rows import Prepared
 from headway.data.sources import TextData
 from headway.engine.task import BuildContext
-from headway.errors import ConfigError
 from headway.models.hub import load_tokenizer
 from headway.models.tuning import Lora, Tuning
 from headway.recipes.batching import drawn
 from headway.recipes.export import export_model
 from headway.recipes.generate import check, generate
-from headway.recipes.language_model import load_base, load_model
+from headway.recipes.language_model import load_model, untouched_base
 from headway.recipes.text import TextTask, TokenRow, TokenRows
 from headway.records import Evaluation, Finding
 
@@ -96,11 +95,6 @@ class SftRecipe:
 
     def build(self, config: SftConfig, context: BuildContext) -> TextTask:
         """Tokenizer, model and rows. Raises ConfigError or DataError with what to do."""
-        if context.compile:
-            raise ConfigError(
-                "hardware.compile: sft rows differ in length, so every step would compile again; "
-                "set it to false"
-            )
         tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
         model, described = load_model(config, context, tokenizer)
         task = TextTask(
@@ -133,12 +127,7 @@ class SftRecipe:
 
     def export(self, task: TextTask, config: SftConfig, to: Path, format: str) -> Mapping[str, Any]:
         """``adapter`` (PEFT) or ``merged`` (transformers), reloaded and compared."""
-        base = None
-        if config.tuning.kind != "full":
-            plain = replace(task.context, precision="fp32")
-            fresh = load_tokenizer(config.base_model, config.revision, task.context.cache)
-            base = load_base(config, plain, fresh, quantized=False)
-        return export_model(task, base, to, format)
+        return export_model(task, untouched_base(config, task.context), to, format)
 
 
 def with_rows(

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from headway.system import fsync_directory
 from headway.upload.faults import Changed, Exists, Refused, Temporary
 from headway.upload.objects import READ_BYTES, Abilities, Moved, RemoteFile, Source, opened
 
@@ -45,7 +46,7 @@ class FolderStore:
                     self._link(partial, path)
                 else:
                     partial.replace(path)
-                _sync(path.parent)
+                fsync_directory(path.parent)
             finally:
                 partial.unlink(missing_ok=True)
             return self._described(name, path)
@@ -151,7 +152,7 @@ class FolderStore:
         self._make_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        _sync(folder.parent)
+        fsync_directory(folder.parent)
 
     def _link(self, partial: Path, path: Path) -> None:
         try:
@@ -177,17 +178,6 @@ def _write(path: Path, source: Source, sent: Moved) -> None:
             sent(len(block))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some FUSE disks cannot
-            raise
-    finally:
-        os.close(fd)
 
 
 def _tag(found: os.stat_result) -> str:

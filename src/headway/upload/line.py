@@ -6,12 +6,10 @@ Waiting follows "full jitter" (Brooker, Exponential Backoff And Jitter, AWS Arch
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from headway.errors import RemoteError
@@ -19,8 +17,6 @@ from headway.upload.faults import Temporary
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
-NICE = 19
-"""As the checkpoint writer's: the line gets what training leaves over."""
 
 T = TypeVar("T")
 
@@ -106,46 +102,3 @@ class Line:
                 wait_seconds = self._free_at - now
         if self.is_cut or (wait_seconds > 0 and self._pause(wait_seconds)):
             raise Cut
-
-
-def in_parallel(jobs: Sequence[Callable[[], None]], threads: int) -> None:
-    """Run all jobs; after an error no new one is begun, and the first is raised at the end."""
-    left = list(reversed(jobs))
-    lock = threading.Lock()
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        lower_priority()
-        while True:
-            with lock:
-                if errors or not left:
-                    return
-                job = left.pop()
-            try:
-                job()
-            except BaseException as error:
-                with lock:
-                    errors.append(error)
-
-    if threads <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            job()
-        return
-    workers = [
-        threading.Thread(target=work, name=f"upload-{n}") for n in range(min(threads, len(jobs)))
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if errors:
-        raise errors[0]
-
-
-def lower_priority() -> None:
-    """Let training go first. Only Linux gives a thread a priority of its own."""
-    if sys.platform == "linux":
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        except OSError:
-            return  # a sandbox may forbid it; then the upload only costs more

@@ -16,12 +16,15 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from headway.errors import CheckpointError, StorageFull
+from headway.system import fsync_directory, fsync_file
 from headway.upload.archive import unpacked
 from headway.upload.faults import Refused
 from headway.upload.layout import (
@@ -38,9 +41,10 @@ from headway.upload.layout import (
     standing_in,
 )
 from headway.upload.ledger import Ledger
-from headway.upload.line import Line, in_parallel
+from headway.upload.line import Line
+from headway.upload.parallel import run_all
 from headway.upload.remote import Remote
-from headway.upload.run_files import bring, read_small, sync
+from headway.upload.run_files import bring, read_small
 from headway.upload.sending import TRIES_PER_FILE
 
 LARGEST_MANIFEST_BYTES = 64 << 20
@@ -244,24 +248,24 @@ def fetch(
     if strangers:
         show(f"WARNING: {copy.prefix} holds {strangers[:3]}, not in its manifest: not fetched")
     show(f"fetching {copy.name} ({copy.bytes / 1e6:.1f} MB) from {remote.url}")
-    partial = run_folder / "checkpoints" / f".partial-restore-{copy.name}-{secrets.token_hex(4)}"
-    place = partial / copy.name
+    unfinished = run_folder / "checkpoints" / f".partial-restore-{copy.name}-{secrets.token_hex(4)}"
+    place = unfinished / copy.name
     place.mkdir(parents=True)
     try:
         archive = archive_of(copy.files)
         if archive:
-            packed = partial / archive
+            packed = unfinished / archive
             fetch_file(copy.files[archive].key, archive_fact(archive), packed, remote, line)
             unpacked(packed, place, facts)
         else:
-            in_parallel(
+            run_all(
                 [
-                    lambda n=name, f=fact: fetch_file(  # type: ignore[misc]
-                        copy.files[n].key, f, place / n, remote, line
-                    )
+                    partial(fetch_file, copy.files[name].key, fact, place / name, remote, line)
                     for name, fact in facts.items()
                 ],
                 threads,
+                threading.Event(),
+                "restore",
             )
         (place / MANIFEST_NAME).write_bytes(manifest)
         sync_tree(place)
@@ -269,7 +273,7 @@ def fetch(
         if problems:
             raise Bad("; ".join(problems))
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return place
 
@@ -300,8 +304,8 @@ def put_in_place(copy: Copy, fetched: Path, run_folder: Path) -> None:
             aside.parent.mkdir(exist_ok=True)
             old.rename(aside)
     fetched.rename(directory / copy.name)
-    sync(directory)
-    sync(run_folder)
+    fsync_directory(directory)
+    fsync_directory(run_folder)
     shutil.rmtree(fetched.parent, ignore_errors=True)
 
 
@@ -326,5 +330,5 @@ def sync_tree(root: Path) -> None:
     """Wait until every file and name below ``root`` is on disk."""
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
-            sync(Path(folder, name))
-        sync(Path(folder))
+            fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))

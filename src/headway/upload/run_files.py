@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from headway.system import fsync_directory
 from headway.upload.layout import (
     DIGEST_DIGITS,
     RUN_FILES,
@@ -200,13 +201,4 @@ def write_new(target: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(target)
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_directory(target.parent)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,9 @@ from headway.errors import RemoteError
 from headway.upload.archive import Kind, packed
 from headway.upload.faults import Exists
 from headway.upload.layout import FileFact, Parcel, archive_fact, lacking
-from headway.upload.line import Line, in_parallel
+from headway.upload.line import Line
 from headway.upload.objects import RemoteFile
+from headway.upload.parallel import run_all
 from headway.upload.remote import Remote
 
 TRIES_PER_FILE = 3
@@ -82,7 +84,8 @@ def send(
                 put(parcel.prefix + name, content, remote, line, on_wrong)
 
         largest_first = sorted(sources, key=lambda name: -sources[name][1].bytes)
-        in_parallel([partial(send_one, name) for name in largest_first], threads)
+        jobs = [partial(send_one, name) for name in largest_first]
+        run_all(jobs, threads, threading.Event(), "upload")
     compare(parcel, contents, held(remote, line, parcel.prefix), remote)
     before_commit()
     put(parcel.prefix + parcel.manifest, of_bytes(manifest), remote, line, on_wrong)

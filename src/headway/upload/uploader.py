@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any, Literal
 
 from headway.errors import RemoteError
+from headway.system import lower_priority
 from headway.upload.layout import CHECKPOINTS, Copy, Parcel, copies
 from headway.upload.lease import Lease, LeaseLost
 from headway.upload.ledger import Known, Ledger, Progress, UploadEvent
-from headway.upload.line import Cut, Line, lower_priority
+from headway.upload.line import Cut, Line
 from headway.upload.pruning import Expendable, prune
 from headway.upload.remote import Remote
 from headway.upload.run_files import RunFiles
