@@ -121,7 +121,7 @@ def saving(threads: int, megabytes: int = 600) -> dict[str, float]:
     class Clock(Quiet):
         def step(self, step, plan, cost_usd) -> None:
             now = time.perf_counter()
-            writing = run.saver._thread is not None and run.saver._thread.is_alive()
+            writing = run.saves.saver._thread is not None and run.saves.saver._thread.is_alive()
             (beside if self.writing and writing else alone).append(now - self.at)
             self.writing = writing
             self.at = time.perf_counter()

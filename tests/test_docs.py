@@ -235,7 +235,9 @@ def test_every_journal_event_has_the_fields_its_page_says(folder: Path) -> None:
 
 
 def test_every_event_in_the_source_is_on_the_page() -> None:
-    sources = [(ROOT / "src/headway" / name).read_text() for name in ("run.py", "opening.py")]
+    sources = [
+        (ROOT / "src/headway" / name).read_text() for name in ("run.py", "saving.py", "opening.py")
+    ]
     named = set(re.findall(r'journal\.append\(\s*"(\w+)"', "\n".join(sources)))
     assert "save_skipped" in named
     assert {event for event in named if f"### `{event}`" not in RUN_PAGE} == set()
@@ -256,7 +258,7 @@ def test_every_stop_reason_that_can_be_given_is_on_the_page() -> None:
 
 
 def test_every_field_of_a_step_is_on_the_page() -> None:
-    fields = {f.name for f in dataclasses.fields(records.StepReport)} | {"cost_usd"}
+    fields = {f.name for f in dataclasses.fields(records.StepReport)} | {"cost_usd", "run_seconds"}
     assert documented_fields(RUN_PAGE, "### `step`") == fields
 
 

@@ -17,6 +17,7 @@ ROOMS = {
     "lock",
     "cost",
     "signals",
+    "limits",
     "supervise",
     "upload",
     "report",
@@ -25,7 +26,7 @@ ROOMS = {
 }
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
-RUN = {"run", "opening", "claim", "machine", "show", "summary", "api", "demo"}
+RUN = {"run", "saving", "spending", "opening", "claim", "machine", "show", "summary", "api", "demo"}
 VIEWERS = {"viewing", "bucket", "uploading"}
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -106,6 +106,40 @@ def test_sums_add_over_any_split_in_loss_and_gradient(case: str, tmp_path: Path)
         torch.testing.assert_close(part[1], whole[1], rtol=1e-4, atol=1e-4)
 
 
+def test_when_memory_runs_out_the_same_rows_come_in_smaller_pieces(
+    case: str, tmp_path: Path
+) -> None:
+    task = task_of(case, tmp_path)
+    for pieces in (lambda h: task.batch_at(1, h), lambda h: list(task.held_out(h))):
+        whole = [row for m in pieces(0) for row in m.rows]
+        sizes = []
+        for halvings in range(12):
+            parts = pieces(halvings)
+            assert [row for m in parts for row in m.rows] == whole
+            assert all(same(a, b) for a, b in zip(parts, pieces(halvings), strict=True))
+            sizes.append(max(len(m.rows) for m in parts))
+        assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
+
+
+def test_recomputed_activations_give_the_same_gradient(case: str, tmp_path: Path) -> None:
+    task = task_of(case, tmp_path)
+    task.model.train()
+
+    def gradient() -> torch.Tensor:
+        task.model.zero_grad()
+        torch.manual_seed(0)
+        for microbatch in task.batch_at(0):
+            task.loss(task.model, microbatch.inputs)["loss"].sum().backward()
+        return torch.cat([p.grad.flatten() for p in task.model.parameters() if p.grad is not None])
+
+    kept = gradient()
+    if not task.recompute_activations():
+        assert case == "toy"
+        return
+    torch.testing.assert_close(gradient(), kept, rtol=1e-5, atol=1e-6)
+    assert not task.recompute_activations(), "it does so already"
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 def test_resumed_equals_uninterrupted_bit_for_bit(case: str, tmp_path: Path, cut: int) -> None:
     train(config_of(case, tmp_path / "a"))
@@ -166,7 +200,7 @@ def test_it_learns_and_can_learn_one_batch_by_heart(case: str, tmp_path: Path) -
         from headway.run import train as loop
 
         one_batch = list(run.task.batch_at(0))
-        run.task.batch_at = lambda step: one_batch  # type: ignore[method-assign]
+        run.task.batch_at = lambda step, halvings=0: one_batch  # type: ignore[method-assign]
         loop(run)
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
 

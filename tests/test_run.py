@@ -133,7 +133,7 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_next_attempt(tmp_path: P
             if report.step == 2:
                 original = ToyTask.held_out
 
-                def once(task: ToyTask) -> Iterator[Any]:
+                def once(task: ToyTask, halvings: int = 0) -> Iterator[Any]:
                     ToyTask.held_out = original  # type: ignore[method-assign]
                     for number, microbatch in enumerate(original(task)):
                         if number == 1:
@@ -309,7 +309,7 @@ def test_a_warm_start_from_a_model_that_means_something_else_is_refused(
 def test_an_optimizer_state_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     with opened(toy_config(tmp_path)) as run:
         loop(run)
-        checkpoint = run.store.checkpoints()[-1].path
+        checkpoint = run.saves.store.checkpoints()[-1].path
         moments = load_file(checkpoint / "optimizer.safetensors")
         counters = json.loads((checkpoint / "state.json").read_text())
         lost = next(name for name in moments if name.startswith("exp_avg_sq."))
@@ -501,7 +501,7 @@ def test_a_held_out_loss_that_is_no_number_ends_the_run(
 
     original = ToyTask.held_out
 
-    def broken(task: ToyTask) -> Iterator[Any]:
+    def broken(task: ToyTask, halvings: int = 0) -> Iterator[Any]:
         for microbatch in original(task):
             microbatch.inputs["x"][:] = float("nan")  # type: ignore[index]
             yield microbatch

@@ -125,7 +125,7 @@ def test_a_non_finite_step_names_the_row_and_leaves_the_weights_alone() -> None:
 
 def test_an_error_in_the_batch_thread_is_raised_by_the_step_that_needs_it() -> None:
     class Breaks(ToyTask):
-        def batch_at(self, step: int) -> list[Microbatch]:
+        def batch_at(self, step: int, halvings: int = 0) -> list[Microbatch]:
             if step == 2:
                 raise KeyError("row 7")
             return super().batch_at(step)

@@ -34,6 +34,12 @@ class NonFiniteStep(HeadwayError):
     exit_code = 65
 
 
+class OutOfMemory(HeadwayError):
+    """A step does not fit into memory in any way that keeps the mathematics."""
+
+    exit_code = 1
+
+
 class StorageFull(HeadwayError):
     """The disk has no room for what must be written; what is committed is untouched."""
 

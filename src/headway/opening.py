@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from headway.checkpoint import CheckpointStore, Saver, verify
 from headway.claim import claimed, run_folder, same_run_there
 from headway.config import RunConfig, find_recipe, fingerprint
-from headway.cost import Meter, Price, process_age_seconds, spent
+from headway.cost import Meter
 from headway.engine.optim import make_optimizer, trainable
 from headway.engine.schedule import Schedule, steps_of
 from headway.engine.state import TrainState, load_model, restore
@@ -33,8 +32,10 @@ from headway.journal import Journal, next_attempt, read_events
 from headway.machine import cache_folder, hardware, prepare_torch, versions
 from headway.records import StopReason
 from headway.run import Run
+from headway.saving import Saving
 from headway.show import Quiet, Show
 from headway.signals import Signals
+from headway.spending import USED, limits_of, rung_of, started_meter
 from headway.summary import summary
 from headway.uploading import Uploading, uploading
 from headway.viewing import JOURNAL_FILE, open_run
@@ -65,13 +66,14 @@ def opened(
         bucket = stack.enter_context(own_bucket(config, world, fresh, from_step, show))
         changed = stack.enter_context(claimed(folder, config, fresh)) if world.leads else []
         attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
-        meter = started_meter(config, folder)
+        store = CheckpointStore(folder, attempt=str(attempt))
+        events = read_events(folder / JOURNAL_FILE, USED)
+        meter = started_meter(config.cost, events, store)
         journal = None
         if world.leads:
             journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
             journal.append("opening", pid=os.getpid(), host=socket.gethostname())
         stack.enter_context(last_words(journal, meter))
-        store = CheckpointStore(folder, attempt=str(attempt))
         saver = stack.enter_context(Saver(store))
         if world.leads:
             store.sweep()
@@ -83,26 +85,34 @@ def opened(
         refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
-        facts = {
-            "fingerprint": fingerprint(config),
-            "identities": task.facts().get("identities", {}),
-            "hardware": hardware(world),
-            "versions": versions(),
-        }
+        facts = what_it_is(config, task, world)
         found = restore_newest(state, store, facts, from_step, world, bucket)
         notes += [("quarantine", line) for line in found]
         if config.run.warm_start and state.step == 0:
             notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
+        limits = limits_of(config, meter, events, store, state)
+        saves = Saving(config.checkpoint, state, store, saver, journal, show, limits, bucket)
+        saves.step = state.step or -1
+        rung = rung_of(events, config, facts["hardware"], task)
         run = Run(
-            config, folder, recipe, task, state, plan, world, store, saver, journal, meter,
-            signals, show, facts, bucket,
+            config, folder, recipe, task, state, plan, world, saves, journal, meter, limits,
+            signals, show, facts, rung, bucket,
         )  # fmt: skip
-        run.saved_step = state.step if state.step else -1
-        run.remember(read_events(folder / JOURNAL_FILE, {"attempt", "evaluation"}))
+        run.remember(events)
         if journal:
             introduce(run, journal, notes)
         signals.arm()
         yield run
+
+
+def what_it_is(config: RunConfig, task: Task, world: World) -> dict[str, Any]:
+    """What every checkpoint's manifest says of the run, and the next attempt compares."""
+    return {
+        "fingerprint": fingerprint(config),
+        "identities": task.facts().get("identities", {}),
+        "hardware": hardware(world),
+        "versions": versions(),
+    }
 
 
 def own_bucket(
@@ -154,20 +164,6 @@ def consult(recipe: Recipe, config: RunConfig) -> list[str]:
             raise ConfigError(f"{finding.name}: {line}")
         said.append(f"{finding.name}: {line}")
     return said
-
-
-def started_meter(config: RunConfig, folder: Path) -> Meter | None:
-    """A meter that goes on from what earlier attempts spent, or None without a price."""
-    if config.cost is None:
-        return None
-    price = Price(
-        usd_per_hour=config.cost.usd_per_hour,
-        gpu=config.cost.gpu or "this machine",
-        source="config",
-        date=datetime.now(UTC).date().isoformat(),
-    )
-    before = spent(read_events(folder / JOURNAL_FILE, {"step", "stop"}))
-    return Meter(price, before, process_age_seconds())
 
 
 def refuse_nothing_held_out(config: RunConfig, task: Task) -> None:
@@ -364,4 +360,4 @@ def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:
     for line in summary(run):
         run.show.say(line)
     if run.bucket:
-        run.bucket.begin(run.store.checkpoints(), run.scores)
+        run.bucket.begin(run.saves.store.checkpoints(), run.saves.scores)

@@ -91,16 +91,18 @@ class StopReason(Enum):
     EARLY_STOP = "early stop"
     SIGNAL = "signal"
     BUDGET = "budget"
+    DEADLINE = "deadline"
     ERROR = "error"
 
     @property
     def exit_code(self) -> int:
-        """0: nothing left to do. 75: stopped with a checkpoint, run it again. 76: the money is
-        spent."""
+        """0: nothing left to do. 75: stopped with a checkpoint, run it again. 76: the money or the
+        time is spent."""
         return {
             "finished": 0,
             "early stop": 0,
             "signal": 75,
             "budget": 76,
+            "deadline": 76,
             "error": 1,
         }[self.value]

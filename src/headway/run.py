@@ -7,26 +7,27 @@ state) is in ``opening.py``. Nothing else decides what happens, or in which orde
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headway.checkpoint import Checkpoint, CheckpointStore, Retention, Saver
 from headway.config import RunConfig
 from headway.cost import Meter
 from headway.engine.evaluate import evaluate
-from headway.engine.state import Snapshot, TrainState, non_finite
+from headway.engine.ladder import Rung
+from headway.engine.state import TrainState
 from headway.engine.steps import Plan, train_steps
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World
-from headway.errors import CheckpointError, StorageFull
 from headway.evals import brief, refuse_no_number, stale, write
 from headway.journal import Journal, timeline
+from headway.limits import Limits
 from headway.records import StepReport, StopReason
+from headway.saving import Saving
 from headway.show import Show
 from headway.signals import Signals
+from headway.spending import asked_of
 from headway.supervise import HEARTBEAT_FILE, beat
 from headway.uploading import Uploading
 
@@ -36,13 +37,13 @@ def train(run: Run) -> StopReason:
     stop = run.spent() or run.measure_if_due() or run.nothing_left()
     if stop:
         return run.ended(stop)
-    for report in train_steps(run.task, run.state, run.plan, run.world):
+    for report in train_steps(run.task, run.state, run.plan, run.world, run.rung):
         run.record(report)  # what it did, and what the run has cost by now
-        stop, save_due = run.judge(report)  # signal, budget, horizon; the same answer on every rank
+        stop, save_due = run.judge(report)  # signal, limits, horizon; the same on every rank
         if stop or save_due:
-            run.save(report)  # a snapshot now; written and committed beside the next steps
+            run.saves.begin(report.step, run.facts_at(report))  # a snapshot; written meanwhile
         stop = run.measure_if_due(stop) or stop  # held-out rows; early stopping
-        run.settle(stop)  # what was committed is announced; old ones are pruned
+        run.saves.settle(last=stop is not None)  # what is committed is announced; old ones go
         if stop:
             break  # always after a save, never inside a step
     return run.ended(stop or StopReason.FINISHED)
@@ -59,27 +60,23 @@ class Run:
     state: TrainState
     plan: Plan
     world: World
-    store: CheckpointStore
-    saver: Saver
+    saves: Saving
     journal: Journal | None
     """Rank 0's; the other ranks write nothing."""
     meter: Meter | None
     """None where no price is known."""
+    limits: Limits
+    """What money and time may still be used."""
     signals: Signals
     show: Show
     facts: dict[str, Any]
     """Goes into every checkpoint's manifest: fingerprint, identities, versions."""
+    rung: Rung
+    """How steps are cut to fit the memory."""
     bucket: Uploading | None = None
     """Rank 0's copy of the run elsewhere; None where no bucket was asked for."""
-    snapshot: Snapshot = field(default_factory=Snapshot)
-    saved_step: int = -1
-    saved_at: float = field(default_factory=time.monotonic)
-    unsaved: StorageFull | None = None
-    """Why the newest save was not made, until one is."""
-    evaluation_seconds: float = 0.0
-    """How long the last evaluation took."""
-    scores: dict[int, float] = field(default_factory=dict)
-    """Step -> held-out loss, for keeping the best."""
+    told_falls: int = 0
+    """How many lacks of memory were written down."""
 
     @property
     def cost_usd(self) -> float | None:
@@ -90,23 +87,40 @@ class Run:
 
     def record(self, report: StepReport) -> None:
         """Write the step to the journal and show it."""
+        self.limits.took(step=report.seconds)
         if self.journal:
             beat(self.folder / HEARTBEAT_FILE)
-            self.journal.append(report, cost_usd=self.cost_usd)
+            self.journal.append(report, **self.used())
             self.show.step(report, self.plan, self.cost_usd)
+            self.remark(report.step, self.journal)
+
+    def used(self) -> dict[str, float | None]:
+        """What all attempts have used so far: each step's line in the journal carries it."""
+        return {"cost_usd": self.cost_usd, "run_seconds": self.limits.run_seconds}
+
+    def remark(self, step: int, journal: Journal) -> None:
+        """Write down, and say, what a person should hear of this step."""
+        warning = self.limits.warning()
+        if warning:
+            journal.append("warning", what=warning)
+            self.show.say(f"WARNING: {warning}")
+        if self.rung.falls > self.told_falls:
+            self.told_falls = self.rung.falls
+            facts = {"hardware": self.facts["hardware"], "asked": asked_of(self.config)}
+            journal.append("out_of_memory", step=step, **asdict(self.rung), **facts)
+            self.show.say(f"OUT OF MEMORY at step {step}: {self.rung.words()}; nothing is lost")
 
     def judge(self, report: StepReport) -> tuple[StopReason | None, bool]:
         """Whether to stop after this step and why, and whether a save is due."""
         section = self.config.checkpoint
-        minutes = (time.monotonic() - self.saved_at) / 60
         due = (
             is_due(report.step, section.every_steps)
-            or minutes >= (section.every_minutes or math.inf)
+            or self.saves.minutes >= (section.every_minutes or math.inf)
             or self.evaluation_due(report.step)  # the best can only be kept if it was saved
         )
         signalled, spent, cut_off, save_due = self.world.agree(
             int(self.signals.received is not None),
-            int(self.over_budget(report.seconds)),
+            LIMITS.index(self.limit()),
             int(self.bucket is not None and self.bucket.failure() is not None),
             int(due),
         )
@@ -115,118 +129,37 @@ class Run:
         if cut_off:
             return StopReason.ERROR, True
         if spent:
-            return StopReason.BUDGET, True
+            return LIMITS[spent], True
         if report.step >= self.plan.num_steps:
             return StopReason.FINISHED, True
         return None, bool(save_due)
 
-    def over_budget(self, step_seconds: float = 0.0) -> bool:
-        """Whether one more step, an evaluation and the final save could exceed the budget."""
-        section = self.config.cost
-        if section is None or section.budget_usd is None or self.meter is None:
-            return False
-        reserve_seconds = 2 * (self.saver.seconds or 0.0) + 2 * step_seconds
-        reserve_usd = self.meter.usd_for(reserve_seconds + self.evaluation_seconds)
-        return self.meter.cost_usd + reserve_usd >= section.budget_usd
+    def limit(self) -> StopReason | None:
+        """BUDGET or DEADLINE when one more step, the final save and the upload might not fit."""
+        drain_seconds = self.bucket.drain_seconds(self.saves.size_bytes) if self.bucket else 0.0
+        ends_soon = self.state.step + 1 >= self.plan.num_steps
+        found = self.limits.reached(evaluates=ends_soon, drain_seconds=drain_seconds)
+        return StopReason(found) if found else None
 
     def spent(self) -> StopReason | None:
-        """BUDGET when nothing more can be afforded."""
-        return StopReason.BUDGET if self.world.agree(int(self.over_budget()))[0] else None
+        """Why nothing more can be afforded; None if it can. The same answer on every rank."""
+        return LIMITS[self.world.agree(LIMITS.index(self.limit()))[0]]
 
     def nothing_left(self) -> StopReason | None:
         """FINISHED when no step is left."""
         return StopReason.FINISHED if self.state.step >= self.plan.num_steps else None
 
-    # ------------------------------------------------------------- save
-
-    def save(self, report: StepReport) -> None:
-        """Copy the state aside and have it written; only the copy stalls training."""
-        if self.saved_step == report.step or self.journal is None:
-            self.saved_step, self.saved_at = report.step, time.monotonic()
-            return
-        broken = non_finite(self.state)
-        if broken:
-            raise CheckpointError(
-                f"step {report.step}: {broken[:3]} hold NaN or infinity, so no checkpoint was "
-                "made; the newest good one is untouched. Lower train.learning_rate"
-            )
-        self.saver.wait()  # one save at a time: the snapshot's buffers are in use until then
-        self.settle(None)
-        started = time.perf_counter()
-        self.snapshot.take(self.state)
-        stall_seconds = time.perf_counter() - started
-        try:
-            self.saver.submit(
-                report.step,
-                self.snapshot.files(),
-                self.facts_at(report) | {"stall_seconds": stall_seconds},
-                self.snapshot.size_bytes,
-            )
-        except StorageFull as error:
-            self.could_not_save(report.step, error)
-        self.saved_step, self.saved_at = report.step, time.monotonic()
-
-    def settle(self, stop: StopReason | None) -> None:
-        """Announce what was committed since, then delete what retention does not keep.
-
-        An attempt that stops waits here for its last save.
-        """
-        if self.journal is None:
-            return
-        try:
-            committed = self.saver.collect(wait=stop is not None)
-        except StorageFull as error:
-            self.could_not_save(self.saved_step, error)
-            return
-        for checkpoint in committed:
-            self.announce(checkpoint, self.journal)
-            if self.bucket:
-                self.bucket.submit(checkpoint, self.scores)
-        if self.bucket:
-            self.bucket.tell(self.journal, self.show.say)
-        if committed:
-            section = self.config.checkpoint
-            policy = Retention(
-                keep_last=section.keep_last,
-                keep_best=section.keep_best,
-                keep_every_steps=section.keep_every_steps,
-            )
-            pinned = self.bucket.pending() if self.bucket else ()
-            gone = self.store.prune(policy, self.scores, pinned=pinned)
-            if gone:
-                self.journal.append("prune", steps=gone)
-
-    def announce(self, checkpoint: Checkpoint, journal: Journal) -> None:
-        """Write to the journal that a checkpoint exists from now on."""
-        self.unsaved = None
-        journal.append(
-            "save",
-            step=checkpoint.step,
-            bytes=checkpoint.bytes,
-            stall_seconds=checkpoint.manifest.facts["stall_seconds"],
-            write_seconds=self.saver.seconds,
-        )
-        journal.flush()
-        self.show.say(f"saved {checkpoint.path.name} ({checkpoint.bytes / 1e6:.1f} MB)")
-
-    def could_not_save(self, step: int, error: StorageFull) -> None:
-        """A full disk costs this save and nothing else, unless it was the attempt's last."""
-        if self.journal:
-            self.journal.append("save_skipped", step=step, why=str(error))
-        self.show.say(f"NOT SAVED at step {step}: {error}")
-        self.unsaved = error
-
     def facts_at(self, report: StepReport) -> dict[str, Any]:
         """What a checkpoint's manifest says of the run at this step."""
         return {
             **self.facts,
+            **self.used(),
             "loss": report.loss,
             "learning_rate": report.learning_rate,
             "grad_norm": report.grad_norm,
             "epoch": self.state.rows / self.task.rows_per_epoch,
             "rows": self.state.rows,
             "tokens": self.state.tokens,
-            "cost_usd": self.cost_usd,
             "evaluations": [list(e) for e in self.state.evaluations],
         }
 
@@ -244,7 +177,7 @@ class Run:
     def measure_if_due(self, stop: StopReason | None = None) -> StopReason | None:
         """Evaluate if this step calls for it; EARLY_STOP when the held-out loss no longer falls.
 
-        A step that is left behind by a signal or the budget is evaluated by the next attempt.
+        A step that is left behind by a signal or a limit is evaluated by the next attempt.
         """
         section, step = self.config.evaluate, self.state.step
         if section is not None and self.evaluation_due(step) and leaves_time(stop):
@@ -255,13 +188,14 @@ class Run:
                 precision=self.config.hardware.precision,
                 worst_rows=section.worst_rows,
                 interrupted=self.interrupted,
+                rung=self.rung,
             )
             if found is None:
-                return StopReason.SIGNAL
-            self.evaluation_seconds = found.seconds
+                return self.limit() or StopReason.SIGNAL
+            self.limits.took(evaluation=found.seconds)
             refuse_no_number(found)
             self.state.evaluations.append((step, found.metrics["loss"]))
-            self.scores[step] = found.metrics["loss"]
+            self.saves.scores[step] = found.metrics["loss"]
             if self.journal:
                 before = next((x for at, x in self.state.evaluations if at == 0 < step), None)
                 if before is not None:
@@ -281,7 +215,7 @@ class Run:
         """Whether an evaluation should end early; asked after each of its microbatches."""
         if self.journal:
             beat(self.folder / HEARTBEAT_FILE)
-        return self.signals.received is not None
+        return self.signals.received is not None or self.limit() is not None
 
     def losses(self) -> list[float]:
         """Held-out losses so far, in order of steps."""
@@ -292,11 +226,12 @@ class Run:
 
         The checkpoint holds those before its step; a save comes before the evaluation of its step.
         """
-        self.scores = dict(self.state.evaluations)
+        scores = self.saves.scores
+        scores.update(self.state.evaluations)
         for event in timeline(events, "evaluation"):
             if event["step"] <= self.state.step and isinstance(event["metrics"]["loss"], float):
-                self.scores[event["step"]] = event["metrics"]["loss"]
-        here = self.scores.get(self.state.step)
+                scores[event["step"]] = event["metrics"]["loss"]
+        here = scores.get(self.state.step)
         if here is not None and self.evaluation_due(self.state.step):
             self.state.evaluations.append((self.state.step, here))
 
@@ -315,15 +250,18 @@ class Run:
     def ended(self, stop: StopReason) -> StopReason:
         """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
         if self.journal:
-            self.settle(stop)
+            self.saves.settle(last=True)
             if self.bucket:  # what an earlier save left gets there, whatever became of the last
                 self.bucket.finish(self.asked_again(), self.journal, self.show.say)
-            if self.unsaved:
-                raise self.unsaved
-            facts = {"step": self.state.step, "cost_usd": self.cost_usd}
-            self.journal.append("stop", reason=stop.value, **facts)
+            if self.saves.unsaved:
+                raise self.saves.unsaved
+            self.journal.append("stop", reason=stop.value, step=self.state.step, **self.used())
             self.journal.flush()
         return stop
+
+
+LIMITS = (None, StopReason.BUDGET, StopReason.DEADLINE)
+"""What ranks tell each other by number."""
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

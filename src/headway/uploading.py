@@ -33,6 +33,8 @@ from headway.upload.sending import Unsendable
 from headway.viewing import JOURNAL_FILE
 
 SHOW_EVERY_SECONDS = 5.0
+UNMEASURED_BYTES_PER_SECOND = 10e6
+"""How fast the bucket is taken to be before anything was sent."""
 LAST_CHANCE_SECONDS = 60.0
 """How long an attempt that an error ends waits for its newest save."""
 
@@ -87,6 +89,15 @@ class Uploading:
     def pending(self) -> frozenset[int]:
         """Steps that must not be pruned here, because they are being sent or wait for it."""
         return self._uploader.pending() if self._uploader else frozenset()
+
+    def drain_seconds(self, more_bytes: int = 0) -> float:
+        """How long the bucket will need for all it lacks and ``more_bytes``; no end waits longer
+        than ``upload.drain_minutes``."""
+        if self._uploader is None:
+            return 0.0
+        progress = self._uploader.progress()
+        rate = progress.bytes_per_second or UNMEASURED_BYTES_PER_SECOND
+        return min((progress.left_bytes + more_bytes) / rate, self._section.drain_minutes * 60)
 
     def tell(self, journal: Journal, say: Say) -> None:
         """Write what happened since the last call to the journal, and say what a person needs."""

@@ -103,7 +103,7 @@ def test_a_step_that_always_dies_ends_with_70_and_what_to_do(tmp_path: Path, tab
         "import ctypes, toy_recipe\n"
         "from headway.config import load_config\n"
         "made = toy_recipe.ToyTask.batch_at\n"
-        "def batch_at(task, step):\n"
+        "def batch_at(task, step, halvings=0):\n"
         "    return ctypes.string_at(0) if step == 7 else made(task, step)\n"
         "toy_recipe.ToyTask.batch_at = batch_at\n"
         f"config = load_config({str(tmp_path / 'run.yaml')!r})\n"

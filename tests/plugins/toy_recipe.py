@@ -68,18 +68,18 @@ class ToyTask:
             tokens=4 * len(rows),
         )
 
-    def batch_at(self, step: int) -> list[Microbatch]:
+    def batch_at(self, step: int, halvings: int = 0) -> list[Microbatch]:
         size = self.context.batch_size
         positions = np.arange(step * size, (step + 1) * size)
         rows = rows_at(self.context.seed, positions, self.config.rows).tolist()
         mine = rows[self.context.rank :: self.context.ranks]
-        part = self.context.microbatch_size or len(mine)
+        part = max(1, (self.context.microbatch_size or len(mine)) >> halvings)
         made = [self.microbatch(mine[i : i + part]) for i in range(0, len(mine), part)]
         if step == self.config.nan_at_step:
             made[-1].inputs["x"][-1] = float("nan")  # type: ignore[index]
         return made
 
-    def held_out(self) -> Iterator[Microbatch]:
+    def held_out(self, halvings: int = 0) -> Iterator[Microbatch]:
         mine = range(self.config.rows, self.config.rows + self.held_rows)
         for row in mine[self.context.rank :: self.context.ranks]:
             yield self.microbatch([row])
@@ -90,6 +90,9 @@ class ToyTask:
         there = ~wanted.isnan()
         error = torch.where(there, model(inputs["x"]) - wanted.nan_to_num(), 0.0)
         return {"loss": error.square().sum(1), "absolute": error.abs().sum(1)}
+
+    def recompute_activations(self) -> bool:
+        return False
 
     def saved(self) -> SavedModel:
         return SavedModel(

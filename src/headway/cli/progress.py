@@ -189,6 +189,8 @@ def how_it_ended(folder: Path, reason: StopReason, report: Path | None) -> str:
     more = {
         StopReason.SIGNAL: "the same command goes on",
         StopReason.BUDGET: "raise cost.budget_usd and the same command goes on",
+        StopReason.DEADLINE: "give run.max_hours or run.stop_at more time and the same command "
+        "goes on",
     }
     then = f"; {more[reason]}" if reason in more else ""
     seen = f"\nreport: {report}" if report else ""

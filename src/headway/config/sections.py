@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -65,6 +66,10 @@ class Run(BaseModel):
     """Directory that holds the runs, relative to the working directory."""
     seed: int = Field(default=17, ge=0, lt=2**32)
     """Decides data order, initial weights, dropout and noise."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """The run saves and stops before all its attempts together took longer; left out: no limit."""
+    stop_at: AwareDatetime | None = Field(default=None, strict=False)
+    """The run saves and stops before this instant, with its time zone: `2026-11-22T06:00:00Z`."""
     warm_start: Annotated[str, Field(pattern=r"^.+@(best|newest|\d+)$")] | None = None
     """Begin from another run's weights: `RUN@STEP`, `RUN@best` or `RUN@newest`, where RUN is a
     directory or a name under `runs/`. Step, optimizer and data order begin anew."""
@@ -251,6 +256,10 @@ class Cost(BaseModel):
     """The rented hardware's name, as the report should show it."""
     usd_per_hour: float = Field(ge=0)
     """Price of the whole machine, in US dollars per hour."""
+    storage_usd_per_month: float = Field(default=0.0, ge=0)
+    """What is paid for disks besides, in US dollars per month of 730 hours."""
+    count_idle: bool = False
+    """Also count the time between attempts: the machine stays rented when nothing trains."""
     budget_usd: float | None = Field(default=None, gt=0)
     """The run saves and stops before it has cost more than this, in US dollars over all attempts;
     left out: no limit."""

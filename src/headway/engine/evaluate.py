@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from headway.engine.ladder import Rung, give_back_memory, step_down
 from headway.engine.precision import autocast
 from headway.engine.steps import on_device
-from headway.engine.task import Observing, Task
+from headway.engine.task import Microbatch, Observing, RowSums, Task
 from headway.engine.world import World
 from headway.errors import DataError
 from headway.records import Evaluation, RowLoss
@@ -40,25 +41,45 @@ def evaluate(
     precision: str,
     worst_rows: int = 0,
     interrupted: Callable[[], bool] = lambda: False,
+    rung: Rung | None = None,
 ) -> Evaluation | None:
     """The mean loss over all held-out rows, and the rows with the highest losses.
 
-    Returns None when ``interrupted`` asked to stop between two microbatches: a partial mean is no
-    measurement. Raises DataError when there are no held-out rows.
+    Where memory runs out it begins again in smaller pieces. Returns None when ``interrupted`` asked
+    to stop between two microbatches: a partial mean is no measurement. Raises DataError when there
+    are no held-out rows, OutOfMemory when one alone does not fit.
     """
+    rung = rung or Rung()
+    while True:
+        falls = rung.falls
+        found = _measured(task, step, world, precision, worst_rows, interrupted, rung)
+        if rung.falls == falls:
+            return found
+        give_back_memory(task, world.device)
+
+
+def _measured(
+    task: Task,
+    step: int,
+    world: World,
+    precision: str,
+    worst_rows: int,
+    interrupted: Callable[[], bool],
+    rung: Rung,
+) -> Evaluation | None:
+    """One try; None also when memory ran out, which moves ``rung``."""
     started = time.perf_counter()
     rows: list[tuple[int, float, float]] = []
     totals: dict[str, float] = {}
     observed: list[tuple[float, ...]] = []
     with undisturbed(task.model, world.device):
-        for microbatch in task.held_out():
-            with autocast(precision, world.device):
-                inputs = on_device(microbatch.inputs, world.device)
-                if isinstance(task, Observing):
-                    sums, figures = task.observe(task.model, inputs)
-                    observed += map(tuple, figures.double().tolist())
-                else:
-                    sums = task.loss(task.model, inputs)
+        for microbatch in task.held_out(rung.halvings):
+            try:
+                sums, figures = _sums(task, microbatch, precision, world)
+            except RuntimeError as error:
+                step_down(rung, error, task, [microbatch], world)
+                return None
+            observed += figures
             values = {name: total.float().tolist() for name, total in sums.items()}
             for name, per_row in values.items():
                 totals[name] = totals.get(name, 0.0) + sum(per_row)
@@ -71,6 +92,18 @@ def evaluate(
     if not isinstance(task, Observing):
         return found
     return replace(found, observed=tuple(sorted(world.gather(observed))))
+
+
+def _sums(
+    task: Task, microbatch: Microbatch, precision: str, world: World
+) -> tuple[RowSums, list[tuple[float, ...]]]:
+    """Named sums per row, and each loss unit's own figures where the task has any."""
+    with autocast(precision, world.device):
+        inputs = on_device(microbatch.inputs, world.device)
+        if not isinstance(task, Observing):
+            return task.loss(task.model, inputs), []
+        sums, figures = task.observe(task.model, inputs)
+        return sums, [tuple(row) for row in figures.double().tolist()]
 
 
 def _summed(

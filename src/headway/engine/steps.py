@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine.ahead import ahead
+from headway.engine.ladder import Rung, give_back_memory, step_down
 from headway.engine.optim import clip, set_learning_rate
 from headway.engine.precision import autocast, seed_step
 from headway.engine.schedule import Schedule
@@ -35,11 +36,15 @@ class Plan:
     precision: str
 
 
-def train_steps(task: Task, state: TrainState, plan: Plan, world: World) -> Iterator[StepReport]:
+def train_steps(
+    task: Task, state: TrainState, plan: Plan, world: World, rung: Rung | None = None
+) -> Iterator[StepReport]:
     """Yield a report after each optimizer step; at every yield ``state`` is safe to save.
 
-    Raises NonFiniteStep before the optimizer runs: weights and ``state.step`` are then untouched.
+    A step that runs out of memory is done again in smaller pieces (``engine/ladder.py``). Raises
+    NonFiniteStep before the optimizer runs: weights and ``state.step`` are then untouched.
     """
+    rung = rung or Rung()
     row_sums = world.replicate(RowSumsOf(task))
     parameters = [p for p in task.model.parameters() if p.requires_grad]
     task.model.train()
@@ -47,19 +52,17 @@ def train_steps(task: Task, state: TrainState, plan: Plan, world: World) -> Iter
         while state.step < plan.num_steps:
             started = time.perf_counter()
             rate = plan.schedule.at(state.step)
-            seed_step(plan.seed, state.step, world.rank)  # dropout: a function of (seed, step)
-            microbatches = batch_at(state.step)  # pure: nothing about a loader is ever saved
+            microbatches = batch_at(state.step, rung.halvings)  # pure: no loader's state is saved
             weight, rows, tokens = world.sum(sizes(microbatches))
-
-            totals: list[dict[str, Tensor]] = []
-            for microbatch in microbatches:
-                with gradients_meet(row_sums, at=microbatch is microbatches[-1]):
-                    with autocast(plan.precision, world.device):
-                        sums = row_sums(on_device(microbatch.inputs, world.device))
-                    # Sums over rows, microbatches and ranks, divided once by the global weight:
-                    # never a mean of means. (DDP averages over ranks, hence the factor.)
-                    (sums["loss"].sum() * (world.ranks / weight)).backward()
-                totals.append({name: rows.detach() for name, rows in sums.items()})
+            seed_step(plan.seed, state.step, world.rank)  # dropout: a function of (seed, step)
+            try:
+                totals = gradients(row_sums, microbatches, weight, plan.precision, world)
+            except RuntimeError as error:
+                step_down(rung, error, task, microbatches, world)
+                totals = None
+            if totals is None:  # the same rows again; outside of the except, which holds tensors
+                give_back_memory(task, world.device)
+                continue
 
             norm = clip(parameters, plan.max_grad_norm)
             means, grad_norm = read(totals, norm, weight, world)  # the step's one host sync
@@ -83,6 +86,28 @@ def train_steps(task: Task, state: TrainState, plan: Plan, world: World) -> Iter
                 memory_bytes=peak_memory_bytes(world.device),
                 also=means,
             )
+
+
+def gradients(
+    row_sums: nn.Module,
+    microbatches: Sequence[Microbatch],
+    weight: float,
+    precision: str,
+    world: World,
+) -> list[dict[str, Tensor]]:
+    """Add up the gradient of the whole global batch; each microbatch's named sums: name -> [rows].
+
+    Sums over rows, microbatches and ranks, divided once by the global weight: never a mean of
+    means. (DDP averages over ranks, hence the factor.)
+    """
+    totals: list[dict[str, Tensor]] = []
+    for microbatch in microbatches:
+        with gradients_meet(row_sums, at=microbatch is microbatches[-1]):
+            with autocast(precision, world.device):
+                sums = row_sums(on_device(microbatch.inputs, world.device))
+            (sums["loss"].sum() * (world.ranks / weight)).backward()
+        totals.append({name: rows.detach() for name, rows in sums.items()})
+    return totals
 
 
 class RowSumsOf(nn.Module):

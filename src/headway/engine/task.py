@@ -58,16 +58,24 @@ class Task(Protocol):
     rows_per_epoch: int
     tokens_per_epoch: int
 
-    def batch_at(self, step: int) -> Sequence[Microbatch]:
-        """This rank's share of the global batch that leads from ``step`` to ``step + 1``. Pure."""
+    def batch_at(self, step: int, halvings: int = 0) -> Sequence[Microbatch]:
+        """This rank's share of the global batch that leads from ``step`` to ``step + 1``. Pure.
+
+        The same rows in the same order whatever ``halvings`` is: after each lack of memory the
+        engine asks for microbatches half as large, down to one row each.
+        """
         ...
 
-    def held_out(self) -> Iterator[Microbatch]:
+    def held_out(self, halvings: int = 0) -> Iterator[Microbatch]:
         """This rank's share of the held-out rows, always the same, in a fixed order."""
         ...
 
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
         """Named sums over each row's loss units. Differentiable in ``loss``."""
+        ...
+
+    def recompute_activations(self) -> bool:
+        """From now on keep less for backward and compute it again; False if it cannot, or does."""
         ...
 
     def saved(self) -> SavedModel:

@@ -139,6 +139,16 @@ def checkpoint_activations(model: nn.Module) -> None:
     enable({"use_reentrant": False})
 
 
+def recompute(model: nn.Module) -> bool:
+    """``checkpoint_activations`` if it is not on yet; False if it is, or the model cannot."""
+    base = base_model(model)
+    able = getattr(base, "supports_gradient_checkpointing", False)
+    if not able or getattr(base, "is_gradient_checkpointing", False):
+        return False
+    checkpoint_activations(model)
+    return True
+
+
 def attend(
     module: nn.Module,
     query: Tensor,

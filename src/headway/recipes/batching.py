@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -13,9 +14,12 @@ from headway.engine.task import BuildContext
 from headway.errors import ConfigError
 from headway.models.backbone import base_model
 
-ACTIVATION_BYTES = {"cpu": 400e6, "cuda": 8e9}
-"""What one forward pass may keep for backward under ``microbatch_size: auto``. On CPU SmolLM2-135M
+CPU_BYTES = 400e6
+"""What one forward pass may keep for backward under ``microbatch_size: auto`` on CPU: SmolLM2-135M
 then sees about 600 tokens at once: 15 % slower than 1000, with 0.4 GB less."""
+GPU_SHARE = 0.5
+"""Of the GPU's memory that weights, gradients and optimizer leave; the loss, temporary values and
+fragments need some too. Where it was too much, the ladder halves it."""
 KEPT_BYTES = 40
 """Kept for backward per token, layer and unit of width: 629 MB for 906 tokens of SmolLM2-135M."""
 
@@ -47,11 +51,16 @@ def drawn(total: int, context: BuildContext) -> NDArray[np.int64]:
 
 
 def groups(
-    rows: Sequence[int], length_of: Callable[[int], int], model: nn.Module, context: BuildContext
+    rows: Sequence[int],
+    length_of: Callable[[int], int],
+    model: nn.Module,
+    context: BuildContext,
+    halvings: int = 0,
 ) -> Iterator[list[int]]:
     """``rows`` as microbatches of ``microbatch_size``, or of as many tokens as the memory takes.
 
-    A row that is too long by itself goes alone. No rows, no group.
+    A row that is too long by itself goes alone. No rows, no group. Each halving cuts every group in
+    two, down to one row.
     """
     size, budget = context.microbatch_size, tokens_at_once(model, context.device)
     group: list[int] = []
@@ -60,15 +69,31 @@ def groups(
         length = length_of(row)
         full = len(group) == size if size else tokens + length > budget
         if group and full:
-            yield group
+            yield from pieces(group, halvings)
             group, tokens = [], 0
         group.append(row)
         tokens += length
     if group:
-        yield group
+        yield from pieces(group, halvings)
+
+
+def pieces(group: list[int], halvings: int) -> Iterator[list[int]]:
+    """A group in order, in parts of 1 / 2**halvings of its rows, rounded up."""
+    size = -(-len(group) // 2**halvings)
+    for start in range(0, len(group), size):
+        yield group[start : start + size]
 
 
 def tokens_at_once(model: nn.Module, device: str) -> float:
-    """Tokens that one forward and backward pass may take."""
+    """Tokens that one forward and backward pass may take: the same at every step."""
     shape = base_model(model).config.get_text_config()
-    return ACTIVATION_BYTES[device] / (KEPT_BYTES * shape.num_hidden_layers * shape.hidden_size)
+    room = CPU_BYTES if device == "cpu" else GPU_SHARE * room_on_gpu(model)
+    return room / (KEPT_BYTES * shape.num_hidden_layers * shape.hidden_size)
+
+
+def room_on_gpu(model: nn.Module) -> float:
+    """Bytes of this GPU beside weights, gradients and AdamW's two moments in fp32."""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    weights = sum(p.nbytes for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return float(max(total - weights - 12 * trained, 0.1 * total))

@@ -23,6 +23,7 @@ from headway.data.chains import Chain, ChainData, load_chains
 from headway.data.order import Mixture
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import DataError
+from headway.models.attention import recompute
 from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
@@ -137,12 +138,12 @@ class RegressionTask:
         """The one that chains are written with."""
         return self.text.tokenizer
 
-    def batch_at(self, step: int) -> list[Microbatch]:
+    def batch_at(self, step: int, halvings: int = 0) -> list[Microbatch]:
         """This rank's share of the batch after ``step``: a pure function."""
         assert self.train is not None
-        return list(self._cut(self.train, rows_of_step(self.order, step, self.context)))
+        return list(self._cut(self.train, rows_of_step(self.order, step, self.context), halvings))
 
-    def held_out(self) -> Iterator[Microbatch]:
+    def held_out(self, halvings: int = 0) -> Iterator[Microbatch]:
         """This rank's held-out rows in file order, or those of chains drawn by the seed.
 
         A drawn chain comes with all its pieces: its first error is a matter of the whole.
@@ -152,13 +153,13 @@ class RegressionTask:
             chosen = chains[drawn(len(chains), self.context)]
             rows = np.flatnonzero(np.isin(self.held.chain_of, chosen))
             mine = rows[self.context.rank :: self.context.ranks]
-            yield from self._cut(self.held, mine.tolist())
+            yield from self._cut(self.held, mine.tolist(), halvings)
 
-    def _cut(self, source: ChainRows, rows: Sequence[int]) -> Iterator[Microbatch]:
+    def _cut(self, source: ChainRows, rows: Sequence[int], halvings: int) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
             return len(source.rows[row].ids)
 
-        for group in groups(rows, length_of, self.model.language, self.context):
+        for group in groups(rows, length_of, self.model.language, self.context, halvings):
             yield source.microbatch(group)
 
     def loss(self, model: Any, inputs: Inputs) -> RowSums:
@@ -183,6 +184,10 @@ class RegressionTask:
         }
         units = inputs["units"].double()
         return sums, torch.cat([units, torch.stack([predicted, truth], 1).double()], 1)
+
+    def recompute_activations(self) -> bool:
+        """Keep each layer's input only, from now on."""
+        return recompute(self.model.language)
 
     def saved(self) -> SavedModel:
         """Adapter or whole model, tokenizer, head, and what the head's number means."""

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from headway.engine.precision import autocast
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
-from headway.models.attention import hidden_states
+from headway.models.attention import hidden_states, recompute
 from headway.models.backbone import backbone
 from headway.models.lm_loss import lm_row_sums, token_losses
 from headway.models.tuning import saved_model
@@ -90,21 +90,21 @@ class TextTask:
     """The chat template that rows were written with; None where they were plain text."""
     saves_tokenizer: bool = True
 
-    def batch_at(self, step: int) -> list[Microbatch]:
+    def batch_at(self, step: int, halvings: int = 0) -> list[Microbatch]:
         """This rank's share of the batch after ``step``: a pure function."""
-        return list(self._flat(self.train, rows_of_step(self.order, step, self.context)))
+        return list(self._flat(self.train, rows_of_step(self.order, step, self.context), halvings))
 
-    def held_out(self) -> Iterator[Microbatch]:
+    def held_out(self, halvings: int = 0) -> Iterator[Microbatch]:
         """This rank's held-out rows in file order."""
         if self.held is not None:
             mine = list(range(self.context.rank, len(self.held), self.context.ranks))
-            yield from self._flat(self.held, mine)
+            yield from self._flat(self.held, mine, halvings)
 
-    def _flat(self, source: TokenRows, rows: Sequence[int]) -> Iterator[Microbatch]:
+    def _flat(self, source: TokenRows, rows: Sequence[int], halvings: int) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
             return len(source[row].ids)
 
-        for group in groups(rows, length_of, self.model, self.context):
+        for group in groups(rows, length_of, self.model, self.context, halvings):
             yield flatten(source, group)
 
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
@@ -120,6 +120,10 @@ class TextTask:
             inputs["row_of_target"],
             inputs["rows"],
         )
+
+    def recompute_activations(self) -> bool:
+        """Keep each layer's input only, from now on."""
+        return recompute(self.model)
 
     def saved(self) -> SavedModel:
         """PEFT's or transformers' layout."""

@@ -1,0 +1,107 @@
+"""What earlier attempts used, and what this one goes on with: money, time, and the way it fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from headway.checkpoint import CheckpointStore
+from headway.config import Cost, RunConfig
+from headway.cost import Meter, Price, process_age_seconds, spent
+from headway.engine.ladder import Rung
+from headway.engine.state import TrainState, expected_bytes
+from headway.engine.task import Task
+from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits, steady_seconds, used_seconds
+
+HOURS_A_MONTH = 730
+USED = {"opening", "step", "stop", "attempt", "evaluation", "out_of_memory"}
+"""Journal events that say what earlier attempts used, and how they went on."""
+
+
+def started_meter(
+    section: Cost | None, events: Sequence[Mapping[str, Any]], store: CheckpointStore
+) -> Meter | None:
+    """A meter that goes on from what earlier attempts spent, or None without a price.
+
+    The journal and the checkpoints both know it; where they disagree the larger figure counts.
+    """
+    if section is None:
+        return None
+    price = Price(
+        usd_per_hour=section.usd_per_hour + section.storage_usd_per_month / HOURS_A_MONTH,
+        gpu=section.gpu or "this machine",
+        source="config",
+        date=datetime.now(UTC).date().isoformat(),
+    )
+    before = max(spent(events), spent(facts_of(store)))
+    age_seconds = process_age_seconds()
+    if section.count_idle:
+        before += idle_seconds(events, age_seconds) / 3600 * price.usd_per_hour
+    return Meter(price, before, age_seconds, clock=steady_seconds)
+
+
+def idle_seconds(events: Sequence[Mapping[str, Any]], age_seconds: float) -> float:
+    """How long nothing ran since the last attempt's last line, until this process started."""
+    instants = [str(event["at"]) for event in events if "at" in event]
+    if not instants:
+        return 0.0
+    since = (datetime.now(UTC) - datetime.fromisoformat(instants[-1])).total_seconds()
+    return max(0.0, since - age_seconds)
+
+
+def limits_of(
+    config: RunConfig,
+    meter: Meter | None,
+    events: Sequence[Mapping[str, Any]],
+    store: CheckpointStore,
+    state: TrainState,
+) -> Limits:
+    """The config's limits, less what earlier attempts used."""
+    run, cost = config.run, config.cost
+    limits = Limits(
+        max_seconds=(run.max_hours or math.inf) * 3600,
+        stop_at=run.stop_at,
+        seconds_before=max(used_seconds(events), used_seconds(facts_of(store)))
+        + process_age_seconds(),
+        save_seconds=expected_bytes(state) / UNMEASURED_BYTES_PER_SECOND,
+    )
+    if meter is not None:
+        limits.spent_usd = lambda: meter.cost_usd
+        limits.usd_per_second = meter.usd_for(1.0)
+        limits.budget_usd = (cost and cost.budget_usd) or math.inf
+    return limits
+
+
+def facts_of(store: CheckpointStore) -> list[Mapping[str, Any]]:
+    """What each committed checkpoint's manifest says of the run at its step."""
+    return [checkpoint.manifest.facts for checkpoint in store.checkpoints()]
+
+
+def rung_of(
+    events: Iterable[Mapping[str, Any]], config: RunConfig, hardware: Mapping[str, Any], task: Task
+) -> Rung:
+    """How steps had to be cut on this very hardware, if the config asks for the same as then.
+
+    ``task`` is told to recompute activations if they had to be.
+    """
+    asked = asked_of(config)
+    found = Rung()
+    for event in events:
+        same = event.get("asked") == asked and event.get("hardware") == hardware
+        if event["event"] == "out_of_memory" and same:
+            found = Rung(halvings=event["halvings"], recomputes=event["recomputes"])
+    if found.recomputes:
+        task.recompute_activations()
+    return found
+
+
+def asked_of(config: RunConfig) -> dict[str, Any]:
+    """The settings that a rung is relative to."""
+    section = config.hardware
+    return {
+        "microbatch_size": section.microbatch_size,
+        "activation_checkpointing": section.activation_checkpointing,
+        "precision": section.precision,
+    }
