@@ -155,7 +155,9 @@ class RegressionTask:
             mine = rows[self.context.rank :: self.context.ranks]
             yield from self._cut(self.held, mine.tolist(), halvings)
 
-    def _cut(self, source: ChainRows, rows: Sequence[int], halvings: int) -> Iterator[Microbatch]:
+    def _cut(
+        self, source: ChainRows, rows: Sequence[int], halvings: int = 0
+    ) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
             return len(source.rows[row].ids)
 

@@ -100,7 +100,9 @@ class TextTask:
             mine = list(range(self.context.rank, len(self.held), self.context.ranks))
             yield from self._flat(self.held, mine, halvings)
 
-    def _flat(self, source: TokenRows, rows: Sequence[int], halvings: int) -> Iterator[Microbatch]:
+    def _flat(
+        self, source: TokenRows, rows: Sequence[int], halvings: int = 0
+    ) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
             return len(source[row].ids)
 
