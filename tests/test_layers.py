@@ -26,7 +26,7 @@ ROOMS = {
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {"run", "opening", "claim", "machine", "show", "summary", "api", "demo"}
-VIEWERS = {"viewing", "bucket", "uploading"}
+VIEWERS = {"viewing", "bucket", "copies", "uploading"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{name: GROUND | ROOMS | ENGINE | VIEWERS | RUN for name in RUN},
     "viewing": GROUND | ROOMS,
     "bucket": GROUND | ROOMS | {"viewing"},
+    "copies": GROUND | ROOMS | {"bucket", "viewing"},
     "uploading": GROUND | ROOMS | {"bucket", "viewing"},
     "cli": GROUND | ROOMS | ENGINE | PARTS | VIEWERS | RUN,
     "__init__": GROUND | ROOMS | RUN,

@@ -12,11 +12,15 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from headway.checkpoint import Checkpoint, CheckpointStore, Retention, read_manifest, verify
+from headway.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    Follower,
+    Retention,
+    read_manifest,
+    verify,
+)
 from headway.checkpoint import expendable as expendable_steps
 from headway.checkpoint.manifest import manifest_bytes
 from headway.config import Upload
@@ -33,9 +37,9 @@ from headway.upload import (
     Restored,
     Uploader,
     acquire,
-    remote_checkpoints,
     restore,
 )
+from headway.upload.archive import zstandard
 from headway.upload.faults import Exists
 from headway.upload.layout import (
     first_attempt,
@@ -44,12 +48,10 @@ from headway.upload.layout import (
     highest_attempt,
     standing_in,
 )
-from headway.upload.lease import read as read_lease
-from headway.upload.ledger import read_ledger
 from headway.upload.remote import folder_of
 from headway.upload.restoring import UPLOAD_JOURNAL
 from headway.upload.run_files import bring
-from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, config_tree, find_run
+from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, config_tree
 
 MEGABYTE = 1_000_000
 
@@ -112,10 +114,28 @@ def leased(remote: Remote, section: Upload, at_least: int, say: Say) -> Iterator
         yield lease
 
 
+@contextlib.contextmanager
+def leased_to_clean(remote: Remote, say: Say) -> Iterator[Lease | None]:
+    """``leased``, for a bucket without a config; None where there is nothing yet to be leased.
+
+    Under it no upload is running: what looks dead is dead. Raises RunLocked, RemoteError.
+    """
+    if not Line().ask(lambda: remote.list("")):
+        yield None
+        return
+    with leased(remote, Upload(to=remote.url), 1, say) as lease:
+        yield lease
+
+
 def open_uploader(
     remote: Remote, section: Upload, run: Path, lease: Lease, *, keep_all: bool = False
 ) -> Uploader:
-    """The uploader of a run; close it. ``keep_all``: it skips nothing and deletes nothing."""
+    """The uploader of a run; close it. ``keep_all``: it skips nothing and deletes nothing.
+
+    Raises ConfigError where the archive it is to make needs a package that is not installed.
+    """
+    if section.archive == "tar.zst":
+        zstandard()
     keep = Retention(
         keep_last=section.keep_last,
         keep_best=section.keep_best,
@@ -267,102 +287,36 @@ def follow(
     until: Callable[[], bool],
     wait: Callable[[float], object],
     collected: Callable[[Uploader], None],
+    follower: Follower,
     every_seconds: float = 5.0,
 ) -> None:
     """Send what another process commits, as it appears, until ``until``; the same uploader.
 
-    The other process does not know which checkpoints are being sent: one that it prunes meanwhile
-    is a failed upload, said and passed over, because a newer one is there. Raises what ended it
-    (a lost lease).
+    Through ``follower`` the other process prunes nothing that is being sent, waits for it, or was
+    not seen yet. Raises what ended it (a lost lease).
     """
     seen: set[str] = set()
     while not until():
-        send_all(run, uploader, seen)
+        here = send_all(run, uploader, seen)
         collected(uploader)
+        waits = uploader.pending()
+        follower.settle((c.step, c.manifest.attempt) for c in here if c.step not in waits)
         failure = uploader.failure()
         if isinstance(failure, LeaseLost):
             raise failure
         wait(every_seconds)
 
 
-def send_all(run: Path, uploader: Uploader, seen: set[str]) -> None:
-    """Submit the committed checkpoints whose prefixes are not in ``seen`` yet, oldest first."""
+def send_all(run: Path, uploader: Uploader, seen: set[str]) -> list[Checkpoint]:
+    """Submit the committed checkpoints whose prefixes are not in ``seen`` yet, oldest first.
+
+    Returns every one that is here.
+    """
     scores = held_out_losses(run)
-    for checkpoint in CheckpointStore(run, attempt="reader").checkpoints():
+    here = CheckpointStore(run, attempt="reader").checkpoints()
+    for checkpoint in here:
         parcel = parcel_of(checkpoint)
         if parcel.prefix not in seen:
             seen.add(parcel.prefix)
             uploader.submit(parcel, scores)
-
-
-# ------------------------------------------------------------------ for the verbs
-
-
-def section_of(run: Path, to: str | None) -> Upload:
-    """The ``upload`` section of a run's saved config, with another ``to`` if one is given.
-
-    Raises ConfigError when neither says where.
-    """
-    tree = dict(config_tree(run).get("upload") or {})
-    if to:
-        tree["to"] = to
-    if not tree:
-        raise ConfigError(
-            f"{run / CONFIG_FILE} has no upload section: give the bucket with --to URL, or add "
-            "`upload: {to: URL}` to the config"
-        )
-    try:
-        return Upload.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"upload.{first['loc'][0]}: {first['msg']}") from None
-
-
-def remote_of(run_or_url: str, to: str | None) -> Remote:
-    """The bucket of a run directory (or name), or the bucket at a URL that ends in the run."""
-    if "://" in run_or_url and to is None:
-        return Remote(run_or_url)
-    if to is None and Path(run_or_url).is_dir() and not Path(run_or_url, CONFIG_FILE).exists():
-        return Remote(run_or_url)  # a bucket that is a folder
-    run = find_run(run_or_url)
-    return Remote(url_of(section_of(run, to), run))
-
-
-def status_of(run: Path, remote: Remote) -> dict[str, Any]:
-    """What is here, what is there, what is missing, and the rate of the last uploads."""
-    local = {
-        checkpoint.step: checkpoint
-        for checkpoint in CheckpointStore(run, attempt="reader").checkpoints()
-    }
-    there = {copy.step: copy for copy in remote_checkpoints(remote) if copy.stands}
-    rows = []
-    for step in sorted(local.keys() | there.keys()):
-        here, copy = local.get(step), there.get(step)
-        same = copy is not None and (here is None or parcel_of(here).prefix == copy.copy.prefix)
-        state = "no" if copy is None else "other content" if not same else "yes"
-        if copy is not None and copy.problems:
-            state = f"DAMAGED: {copy.problems[0]}"
-        rows.append(
-            {
-                "step": step,
-                "created_at": here.manifest.created_at if here else copy and copy.copy.modified_at,
-                "bytes": here.bytes if here else copy.copy.bytes if copy else 0,
-                "here": here is not None,
-                "there": state,
-            }
-        )
-    entries = read_ledger(run / UPLOAD_JOURNAL)
-    recent = [e for e in entries if e.get("event") == "sent" and e.get("seconds")][-5:]
-    failed = [e for e in entries if e.get("event") in ("sent", "failed")][-1:]
-    holder, _ = read_lease(remote)
-    backlog = [row for row in rows if row["here"] and row["there"] == "no"]
-    seconds = sum(entry["seconds"] for entry in recent)
-    return {
-        "url": remote.url,
-        "holder": str(holder) if holder and not holder.released else None,
-        "checkpoints": rows,
-        "backlog": [row["step"] for row in backlog],
-        "backlog_bytes": sum(row["bytes"] for row in backlog),
-        "bytes_per_second": sum(e["bytes"] for e in recent) / seconds if seconds else None,
-        "last_failure": failed[0]["why"] if failed and failed[0]["event"] == "failed" else None,
-    }
+    return here

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from headway.checkpoint.awaited import awaited
 from headway.checkpoint.disk import Data, damage, explained, fsync_directory, write_new_file
 from headway.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -154,12 +155,15 @@ class CheckpointStore:
         """Delete what the policy does not keep; returns the steps deleted.
 
         Deletes nothing while the newest is not all there (names and sizes; it was hashed when it
-        was written). A directory is renamed first: a kill leaves trash, never half a checkpoint.
+        was written), and nothing that a live follower still wants. A directory is renamed first: a
+        kill leaves trash, never half a checkpoint.
         """
         held = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if not held or verify(held[max(held)], hashes=False):
             return []
-        doomed = expendable(held, scores or {}, policy, pinned)
+        places = [(step, checkpoint.manifest.attempt) for step, checkpoint in held.items()]
+        wanted = {step for step, _ in awaited(self.root, places)}
+        doomed = expendable(held, scores or {}, policy, {*pinned, *wanted})
         for step in doomed:
             trash = self.directory / f".trash-{step_name(step)}-{self._token()}"
             try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from headway.errors import RemoteError
-from headway.upload.archive import Kind, packed
+from headway.upload.archive import Kind, packed, zstd_errors
 from headway.upload.faults import Exists
 from headway.upload.layout import FileFact, Parcel, archive_fact, lacking
 from headway.upload.line import Line
@@ -167,9 +167,10 @@ def packed_or_unsendable(parcel: Parcel, archive: Kind) -> Iterator[Path]:
     try:
         with packed(parcel, archive) as packet:
             yield packet
-    except OSError as error:
+    except (OSError, *zstd_errors(archive)) as error:
+        why = getattr(error, "strerror", None) or error
         raise Unsendable(
-            f"{parcel.name} could not be packed: {error.strerror or error}. An archive needs as "
+            f"{parcel.name} could not be packed: {why}. An archive needs as "
             "much free disk as the checkpoint; upload.archive: none needs none"
         ) from error
 
