@@ -81,14 +81,12 @@ def test_a_packer_that_fails_costs_this_checkpoint_and_says_so(parcel, monkeypat
             return None
 
     monkeypatch.setattr(archive, "compressing", lambda file, kind: Broken())
-    with pytest.raises(Unsendable, match="could not be packed: (No space|out of memory)"):
+    with pytest.raises(Unsendable, match=r"could not be packed: (No space|out of memory)"):
         send_packed(parcel, kind)
     assert not list(parcel.folder.parent.glob(".partial-*"))
 
 
-def test_a_missing_package_is_said_before_training_and_not_at_the_first_save(
-    tmp_path, monkeypatch
-):
+def test_a_missing_package_is_said_before_training_and_not_at_the_first_save(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,9 +48,11 @@ from headway.upload.layout import (
     highest_attempt,
     standing_in,
 )
+from headway.upload.objects import RemoteFile
 from headway.upload.remote import folder_of
 from headway.upload.restoring import UPLOAD_JOURNAL
 from headway.upload.run_files import bring
+from headway.upload.uploader import Join
 from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, config_tree
 
 MEGABYTE = 1_000_000
@@ -100,14 +102,22 @@ def parcel_of(checkpoint: Checkpoint) -> Parcel:
 
 
 @contextlib.contextmanager
-def leased(remote: Remote, section: Upload, at_least: int, say: Say) -> Iterator[Lease]:
+def leased(
+    remote: Remote,
+    section: Upload,
+    at_least: int,
+    say: Say,
+    objects: Sequence[RemoteFile] | None = None,
+) -> Iterator[Lease]:
     """This process is the one that writes the run in the bucket, until the end of the block.
 
     ``at_least``: the number of the attempt that begins; the lease's token, which is never smaller,
-    is the attempt's number, above that of every object there. Raises RunLocked (another machine),
-    RemoteError.
+    is the attempt's number, above that of every object there. ``objects``: all that lies there,
+    where that was listed just before. Raises RunLocked (another machine), RemoteError.
     """
-    at_least = max(at_least, 1 + highest_attempt(Line().ask(lambda: remote.list(""))))
+    if objects is None:
+        objects = Line().ask(lambda: remote.list(""))
+    at_least = max(at_least, 1 + highest_attempt(objects))
     if not remote.abilities.compare_and_swap:
         say(f"WARNING: {remote.url} cannot compare and swap: a second machine is not kept out")
     with acquire(remote, seconds=section.lease_seconds, at_least=at_least, say=say) as lease:
@@ -128,10 +138,19 @@ def leased_to_clean(remote: Remote, say: Say) -> Iterator[Lease | None]:
 
 
 def open_uploader(
-    remote: Remote, section: Upload, run: Path, lease: Lease, *, keep_all: bool = False
+    remote: Remote,
+    section: Upload,
+    run: Path,
+    lease: Lease | None,
+    *,
+    keep_all: bool = False,
+    attempt: int = 0,
+    join: Join | None = None,
 ) -> Uploader:
     """The uploader of a run; close it. ``keep_all``: it skips nothing and deletes nothing.
 
+    Without a lease it sends nothing until ``join`` has got one (headway.joining); ``attempt`` is
+    then this attempt's number.
     Raises ConfigError where the archive it is to make needs a package that is not installed.
     """
     if section.archive == "tar.zst":
@@ -149,8 +168,9 @@ def open_uploader(
     uploader = Uploader(
         remote,
         journal=run / UPLOAD_JOURNAL,
-        attempt=lease.token,
+        attempt=lease.token if lease else attempt,
         lease=lease,
+        join=join,
         parallel_files=section.parallel_files,
         bandwidth_bytes_per_second=rate * MEGABYTE if rate else None,
         archive=section.archive,

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from headway.bucket import (
@@ -26,9 +27,11 @@ from headway.bucket import (
 from headway.checkpoint import Checkpoint
 from headway.config import Upload
 from headway.errors import RemoteError
+from headway.joining import Absent, trouble, without
 from headway.journal import Journal, next_attempt
+from headway.report.words import duration, size
+from headway.signals import asked_to_leave
 from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader
-from headway.upload.probe import probe
 from headway.upload.sending import Unsendable
 from headway.viewing import JOURNAL_FILE
 
@@ -43,12 +46,21 @@ class Uploading:
     """One attempt's side of the bucket. Begins to send with ``begin``."""
 
     def __init__(
-        self, section: Upload, remote: Remote, lease: Lease, folder: Path, *, fresh: bool
+        self,
+        section: Upload,
+        remote: Remote,
+        lease: Lease | Absent,
+        folder: Path,
+        *,
+        fresh: bool = False,
     ) -> None:
+        """``lease``: Absent where the bucket did not answer; it is joined when it does."""
         self.remote = remote
         self._section, self._lease, self._folder, self._fresh = section, lease, folder, fresh
+        self._number = 0
         self._uploader: Uploader | None = None
         self._stopped_by: RemoteError | None = None
+        self._until_closed = contextlib.ExitStack()
         self._told = False
         """Whether the end has said what is missing."""
 
@@ -57,12 +69,16 @@ class Uploading:
 
         On every machine, so that what a replaced one still writes is older. Raises RemoteError.
         """
-        self._lease.renew(at_least=next_attempt(self._folder / JOURNAL_FILE))
-        return self._lease.token
+        if isinstance(self._lease, Absent):
+            self._number = self._lease.attempt()
+        else:
+            self._lease.renew(at_least=next_attempt(self._folder / JOURNAL_FILE))
+            self._number = self._lease.token
+        return self._number
 
     def go_back(self, step: int) -> None:
         """Before anything is moved here: later copies no longer come back. Raises RemoteError."""
-        go_back(self.remote, self._lease.token, step)
+        go_back(self.remote, self._number, step)
 
     def claim(self) -> None:
         """Before the new run's first line: a run that it replaces no longer comes back.
@@ -70,11 +86,19 @@ class Uploading:
         Raises RemoteError.
         """
         if self._fresh:
-            begin_fresh(self.remote, self._lease.token)
+            begin_fresh(self.remote, self._number)
 
     def begin(self, checkpoints: Iterable[Checkpoint], scores: Mapping[int, float]) -> None:
         """The run is open: send what is here and not there. Raises RemoteError."""
-        self._uploader = open_uploader(self.remote, self._section, self._folder, self._lease)
+        absent = self._lease if isinstance(self._lease, Absent) else None
+        self._uploader = open_uploader(
+            self.remote,
+            self._section,
+            self._folder,
+            None if isinstance(self._lease, Absent) else self._lease,
+            attempt=self._number,
+            join=partial(absent.join, self._number) if absent else None,
+        )
         self._uploader.start()
         for checkpoint in checkpoints:
             self.submit(checkpoint, scores)
@@ -93,7 +117,7 @@ class Uploading:
         for event in self._uploader.collect() if self._uploader else ():
             journal.append("upload", **asdict(event))
             if event.kind == "sent":
-                say(f"step {event.step} is in the bucket ({event.seconds:.1f} s)")
+                say(f"step {event.step} is in the bucket ({self._pace(event.seconds)})")
             elif event.kind in ("failed", "warning"):
                 say(f"WARNING: upload of step {event.step}: {event.why}")
             elif event.kind == "skipped":
@@ -101,6 +125,32 @@ class Uploading:
                     f"step {event.step} was not sent: newer saves came before its turn, because "
                     "the bucket is slower than checkpoint.every_steps"
                 )
+
+    def _pace(self, seconds: float) -> str:
+        """``1.2 s; 85 MB/s``, and what waits behind it: ``; 2 more wait, 340 MB, about 4 s``."""
+        progress = self._uploader.progress() if self._uploader else None
+        said = f"{seconds:.1f} s"
+        if progress and progress.bytes_per_second:
+            said += f"; {size(progress.bytes_per_second)}/s"
+            if progress.steps:
+                left = duration(progress.left_bytes / progress.bytes_per_second)
+                said += f"; {len(progress.steps)} more wait, {size(progress.left_bytes)}, {left}"
+        return said
+
+    def drain_seconds(self, coming_bytes: int = 0) -> float:
+        """How long the end would wait for the bucket, by the rate of the last uploads.
+
+        For what is not there yet and ``coming_bytes`` more: the last save. A bucket that fails is
+        tried once more. 0 before the first upload; never more than ``drain`` waits.
+        """
+        if self._uploader is None:
+            return 0.0
+        progress = self._uploader.progress()
+        rate = progress.bytes_per_second
+        seconds = (progress.left_bytes + coming_bytes) / rate if rate else 0.0
+        if progress.waiting_for:
+            seconds = max(seconds, 60 * self._section.patience_minutes)
+        return min(seconds, 60 * self._section.drain_minutes)
 
     def failure(self) -> RemoteError | None:
         """Why the run must stop: a bucket that is required and fails, or a lost lease.
@@ -167,9 +217,11 @@ class Uploading:
         """Wait, visibly and for ``drain_minutes`` at most, until the bucket has everything.
 
         False, in words, when it has not; the next attempt, or ``headway upload push``, goes on.
+        A signal ends the waiting, and what the attempt still has to write is written.
         """
         if self._uploader is None:
             return True
+        leaving = self._until_closed.enter_context(asked_to_leave())
         began, said = time.monotonic(), -SHOW_EVERY_SECONDS
         limit_seconds = 60 * self._section.drain_minutes
 
@@ -183,7 +235,7 @@ class Uploading:
                 say(waiting(progress, limit_seconds - said))
 
         def ended() -> bool:
-            return until() or passed() > limit_seconds
+            return until() or leaving() or passed() > limit_seconds
 
         if self._uploader.drain(until=ended, show=show):
             return True
@@ -193,9 +245,19 @@ class Uploading:
 
     def close(self) -> None:
         """Send the end of the journal and stop."""
+        with self._until_closed:
+            if self._uploader:
+                self._uploader.close()
+                self._uploader = None
+
+    def leave(self) -> None:
+        """This process ends at once: nothing more is sent, and the lease is given back."""
         if self._uploader:
-            self._uploader.close()
-            self._uploader = None
+            self._uploader.cut()
+        if isinstance(self._lease, Absent):
+            self._lease.held.close()
+        else:
+            self._lease.release()
 
 
 @contextlib.contextmanager
@@ -213,22 +275,31 @@ def uploading(
     Enter it before the folder is claimed, so that what comes back is there to be checked, and leave
     it after the journal is closed. ``refuse_another`` raises if another run lies there: it is asked
     before anything here is touched, unless ``fresh``. ``fresh`` and ``from_step``: nothing is
-    brought back. Raises RemoteError (the bucket does not do what is needed), RunLocked (another
-    machine), CheckpointError (its copies are gone), and what ``refuse_another`` and
-    ``restore_run`` raises.
+    brought back. One that does not answer is joined later, where that is safe (``without``).
+    Raises RemoteError (the bucket does not do what is needed), RunLocked (another machine),
+    CheckpointError (its copies are gone), and what ``refuse_another`` and ``restore_run`` raise.
     """
     remote = Remote(url_of(section, folder))
-    for finding in probe(remote):
-        line = ". ".join(part for part in (finding.what, finding.why, finding.fix) if part)
-        if finding.level == "blocker":
-            raise RemoteError(f"upload: {line}")
-        if finding.level == "warning":
-            say(f"WARNING: {finding.name}: {line}")
-    with leased(remote, section, next_attempt(folder / JOURNAL_FILE), say) as lease:
-        if not fresh:
-            refuse_another(remote)
-        if not fresh and from_step is None:
-            bring_back(remote, folder, say)
+    with contextlib.ExitStack() as held:
+        down = trouble(remote, say)
+        if down is not None:
+            lease: Lease | Absent = without(
+                remote,
+                section,
+                folder,
+                down,
+                refuse_another=refuse_another,
+                going_back=fresh or from_step is not None,
+                held=held,
+                say=say,
+            )
+        else:
+            number = next_attempt(folder / JOURNAL_FILE)
+            lease = held.enter_context(leased(remote, section, number, say))
+            if not fresh:
+                refuse_another(remote)
+            if not fresh and from_step is None:
+                bring_back(remote, folder, say)
         here = Uploading(section, remote, lease, folder, fresh=fresh)
         try:
             yield here

@@ -31,6 +31,9 @@ from headway.upload.remote import Remote
 from headway.upload.sending import md5
 
 
+RELEASE_SECONDS = 5.0
+
+
 class LeaseLost(RemoteError):
     """Another machine writes this run now: nothing more may be sent from here."""
 
@@ -118,17 +121,22 @@ class Lease:
             self._stored_md5 = md5(encoded(holder))
 
     def release(self) -> None:
-        """Give it back, so that the next attempt need not wait. Never raises."""
+        """Give it back, so that the next attempt need not wait; twice is fine. Never raises.
+
+        A bucket that does not answer is not waited for: the lease runs out by itself.
+        """
         self._done.set()
+        self._line.cut()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._lost is None:
+        if self._lost is None and not self.holder.released:
             gone = replace(self.holder, released=True)
             try:
-                swap(self._remote, self._line, gone, self._stored_md5)
-            except Exception:  # it runs out by itself
+                swap(self._remote, Line(patience_seconds=RELEASE_SECONDS), gone, self._stored_md5)
+            except Exception:
                 return
+            self.holder = gone
 
     def __enter__(self) -> Lease:
         self._thread = threading.Thread(target=self._keep, name="upload-lease")
