@@ -190,13 +190,15 @@ class Uploading:
         if waits and self._uploader.failure() is None and (left := self.pending()):
             say(f"{type(error).__name__} ends training; waiting for step {max(left)} to be sent")
             began = time.monotonic()
-            self._uploader.drain(
-                until=lambda: (
-                    max(left) not in self.pending()
-                    or time.monotonic() - began > LAST_CHANCE_SECONDS
-                ),
-                show=lambda progress: None,
-            )
+            with asked_to_leave() as leaving:
+                self._uploader.drain(
+                    until=lambda: (
+                        leaving()
+                        or max(left) not in self.pending()
+                        or time.monotonic() - began > LAST_CHANCE_SECONDS
+                    ),
+                    show=lambda progress: None,
+                )
         if missing := self._missing():
             say(missing)
 

@@ -30,7 +30,6 @@ from headway.upload.line import Line
 from headway.upload.remote import Remote
 from headway.upload.sending import md5
 
-
 RELEASE_SECONDS = 5.0
 
 
