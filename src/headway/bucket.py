@@ -46,7 +46,6 @@ from headway.upload.layout import (
     fresh_key,
     from_key,
     highest_attempt,
-    standing_in,
 )
 from headway.upload.objects import RemoteFile
 from headway.upload.remote import folder_of
@@ -103,21 +102,17 @@ def parcel_of(checkpoint: Checkpoint) -> Parcel:
 
 @contextlib.contextmanager
 def leased(
-    remote: Remote,
-    section: Upload,
-    at_least: int,
-    say: Say,
-    objects: Sequence[RemoteFile] | None = None,
+    remote: Remote, section: Upload, at_least: int, say: Say, *, looks: bool = True
 ) -> Iterator[Lease]:
     """This process is the one that writes the run in the bucket, until the end of the block.
 
     ``at_least``: the number of the attempt that begins; the lease's token, which is never smaller,
-    is the attempt's number, above that of every object there. ``objects``: all that lies there,
-    where that was listed just before. Raises RunLocked (another machine), RemoteError.
+    is the attempt's number, above that of every object there. ``looks``: False where the caller
+    lists the bucket under the lease and raises the token itself. Raises RunLocked (another
+    machine), RemoteError.
     """
-    if objects is None:
-        objects = Line().ask(lambda: remote.list(""))
-    at_least = max(at_least, 1 + highest_attempt(objects))
+    if looks:
+        at_least = max(at_least, 1 + highest_attempt(Line().ask(lambda: remote.list(""))))
     if not remote.abilities.compare_and_swap:
         say(f"WARNING: {remote.url} cannot compare and swap: a second machine is not kept out")
     with acquire(remote, seconds=section.lease_seconds, at_least=at_least, say=say) as lease:
@@ -205,7 +200,9 @@ def held_out_losses(run: Path) -> dict[int, float]:
 # ------------------------------------------------------------------ bringing a run back
 
 
-def restore_run(remote: Remote, run: Path, say: Say) -> Restored | None:
+def restore_run(
+    remote: Remote, run: Path, say: Say, objects: Sequence[RemoteFile] | None = None
+) -> Restored | None:
     """Bring the newest whole state of a run to this disk, unless this disk has it.
 
     None if the bucket holds nothing newer than the newest good checkpoint here. Takes the run's
@@ -214,7 +211,7 @@ def restore_run(remote: Remote, run: Path, say: Say) -> Restored | None:
     refuse_shared(remote.url, run)
     run.mkdir(parents=True, exist_ok=True)
     with RunLock(run / LOCK_FILE):
-        return restore(remote, run, problems_in, say, newer_than=newest_here(run))
+        return restore(remote, run, problems_in, say, newer_than=newest_here(run), objects=objects)
 
 
 def settled(run: Path) -> bool:
@@ -235,17 +232,11 @@ def settled(run: Path) -> bool:
         return True
 
 
-def holds_a_run(remote: Remote) -> bool:
-    """Whether there is a copy that could come back."""
-    return bool(standing_in(Line().ask(lambda: remote.list(""))))
-
-
-def refuse_lost(remote: Remote) -> None:
+def refuse_lost(remote: Remote, objects: Sequence[RemoteFile]) -> None:
     """CheckpointError if a bucket without a copy has a journal that says that there was one.
 
     The last save of a journal may never have arrived: it is sent just before its copy.
     """
-    objects = Line().ask(lambda: remote.list(""))
     with tempfile.TemporaryDirectory() as place:
         bring(objects, first_attempt(objects), remote, Line(), Path(place), lambda line: None)
         events = read_events(Path(place, JOURNAL_FILE), {"save", "upload"})

@@ -29,8 +29,8 @@ from headway.upload.restoring import UPLOAD_JOURNAL
 from headway.viewing import JOURNAL_FILE
 
 Say = Callable[[str], None]
-Refuse = Callable[[Remote], object]
-"""Raises ConfigError if another run lies in the bucket."""
+Refuse = Callable[..., object]
+"""(remote) -> raises ConfigError if another run lies in the bucket."""
 
 
 def trouble(remote: Remote, say: Say) -> RemoteError | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from pathlib import Path
 from headway.bucket import (
     begin_fresh,
     go_back,
-    holds_a_run,
     leased,
     newest_here,
     open_uploader,
@@ -31,7 +30,9 @@ from headway.joining import Absent, trouble, without
 from headway.journal import Journal, next_attempt
 from headway.report.words import duration, size
 from headway.signals import asked_to_leave
-from headway.upload import Lease, LeaseLost, Progress, Remote, Uploader
+from headway.upload import Lease, LeaseLost, Line, Progress, Remote, Uploader
+from headway.upload.layout import highest_attempt, standing_in
+from headway.upload.objects import RemoteFile
 from headway.upload.sending import Unsendable
 from headway.viewing import JOURNAL_FILE
 
@@ -53,11 +54,15 @@ class Uploading:
         folder: Path,
         *,
         fresh: bool = False,
+        above: int = 0,
     ) -> None:
-        """``lease``: Absent where the bucket did not answer; it is joined when it does."""
+        """``lease``: Absent where the bucket did not answer; it is joined when it does.
+
+        ``above``: the highest attempt of which the bucket holds anything.
+        """
         self.remote = remote
         self._section, self._lease, self._folder, self._fresh = section, lease, folder, fresh
-        self._number = 0
+        self._number = above
         self._uploader: Uploader | None = None
         self._stopped_by: RemoteError | None = None
         self._until_closed = contextlib.ExitStack()
@@ -72,7 +77,8 @@ class Uploading:
         if isinstance(self._lease, Absent):
             self._number = self._lease.attempt()
         else:
-            self._lease.renew(at_least=next_attempt(self._folder / JOURNAL_FILE))
+            above = max(next_attempt(self._folder / JOURNAL_FILE), 1 + self._number)
+            self._lease.renew(at_least=above)
             self._number = self._lease.token
         return self._number
 
@@ -267,7 +273,7 @@ def uploading(
     section: Upload,
     folder: Path,
     *,
-    refuse_another: Callable[[Remote], object],
+    refuse_another: Callable[..., object],
     fresh: bool,
     from_step: int | None,
     say: Say,
@@ -275,13 +281,15 @@ def uploading(
     """The bucket of the run in ``folder``: proved to work, leased, and brought back if newer.
 
     Enter it before the folder is claimed, so that what comes back is there to be checked, and leave
-    it after the journal is closed. ``refuse_another`` raises if another run lies there: it is asked
-    before anything here is touched, unless ``fresh``. ``fresh`` and ``from_step``: nothing is
-    brought back. One that does not answer is joined later, where that is safe (``without``).
-    Raises RemoteError (the bucket does not do what is needed), RunLocked (another machine),
-    CheckpointError (its copies are gone), and what ``refuse_another`` and ``restore_run`` raise.
+    it after the journal is closed. ``refuse_another(remote, objects=…)`` raises if another run lies
+    there: it is asked before anything here is touched, unless ``fresh``. ``fresh`` and
+    ``from_step``: nothing is brought back. One that does not answer is joined later, where that is
+    safe (``without``). Raises RemoteError (the bucket does not do what is needed), RunLocked
+    (another machine), CheckpointError (its copies are gone), and what ``refuse_another`` and
+    ``restore_run`` raise.
     """
     remote = Remote(url_of(section, folder))
+    highest = 0
     with contextlib.ExitStack() as held:
         down = trouble(remote, say)
         if down is not None:
@@ -297,12 +305,14 @@ def uploading(
             )
         else:
             number = next_attempt(folder / JOURNAL_FILE)
-            lease = held.enter_context(leased(remote, section, number, say))
+            lease = held.enter_context(leased(remote, section, number, say, looks=False))
+            objects = Line().ask(lambda: remote.list(""))
+            highest = highest_attempt(objects)
             if not fresh:
-                refuse_another(remote)
+                refuse_another(remote, objects=objects)
             if not fresh and from_step is None:
-                bring_back(remote, folder, say)
-        here = Uploading(section, remote, lease, folder, fresh=fresh)
+                bring_back(remote, folder, objects, say)
+        here = Uploading(section, remote, lease, folder, fresh=fresh, above=highest)
         try:
             yield here
         except BaseException as error:
@@ -312,16 +322,16 @@ def uploading(
             here.close()
 
 
-def bring_back(remote: Remote, folder: Path, say: Say) -> None:
+def bring_back(remote: Remote, folder: Path, objects: Sequence[RemoteFile], say: Say) -> None:
     """The newer state of the two sides; and a word if there is none, which may be a mistake.
 
     Raises CheckpointError if the bucket's copies are gone, and what ``restore_run`` raises.
     """
-    if holds_a_run(remote):
-        if found := restore_run(remote, folder, say):
+    if standing_in(objects):
+        if found := restore_run(remote, folder, say, objects):
             say(f"restored {found.name} from {remote.url}")
     elif newest_here(folder) is None:
-        refuse_lost(remote)
+        refuse_lost(remote, objects)
         say(f"{remote.url} is empty: the run starts at 0")
 
 
