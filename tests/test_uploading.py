@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_bucket import Bucket, FakeRemote, Time, saved
+from headway.bucket import parcel_of
+from headway.checkpoint import CheckpointStore
 from headway.config import Upload
 from headway.errors import RemoteError
 from headway.journal import Journal
@@ -95,8 +97,9 @@ def test_each_upload_is_said_with_its_rate_and_what_waits_behind_it(tmp_path):
             here.tell(journal, said.append)
         assert one.drain(until=lambda: False, show=lambda progress: None)
         here.tell(journal, said.append)
-    assert "step 1 is in the bucket" in said[0] and "/s; 2 more wait, 6.2 kB" in said[0], said
-    assert said[-1].startswith("step 2 is in the bucket") and "more wait" not in said[-1]
+    assert "step 1 is in the bucket" in said[0] and "/s; 2 more wait, 6.24 kB, about" in said[0]
+    assert said[-1].startswith("step 2 is in the bucket"), said
+    assert "more wait" not in said[-1]
 
 
 def test_where_it_fails_the_progress_says_why(tmp_path):
@@ -109,3 +112,14 @@ def test_where_it_fails_the_progress_says_why(tmp_path):
         one.submit(saved(tmp_path, 1))
         assert not one.drain(until=lambda: False, show=lambda progress: None)
         assert isinstance(one.failure(), RemoteError) and "503" in one.progress().waiting_for
+
+
+def test_what_was_just_committed_is_named_without_hashing_it_again(tmp_path, monkeypatch):
+    """Training waits for the submit call: the manifest was hashed where it was written."""
+    committed = saved(tmp_path, 1)  # through the store's own commit
+    [again] = CheckpointStore(tmp_path, attempt="reader").checkpoints()
+    assert parcel_of(again) == committed, "read from disk, it has the same name"
+    monkeypatch.setattr("headway.bucket.sha256_of", lambda checkpoint: 1 / 0)
+    assert saved(tmp_path, 2).digest
+    with pytest.raises(ZeroDivisionError):
+        parcel_of(again)

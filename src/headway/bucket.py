@@ -89,15 +89,23 @@ def attempt_of(checkpoint: Checkpoint) -> int:
 
 
 def parcel_of(checkpoint: Checkpoint) -> Parcel:
-    """A committed checkpoint as the uploader needs to know it; reads nothing."""
+    """A committed checkpoint as the uploader needs to know it; reads nothing.
+
+    Microseconds for one that was just committed: training waits for this.
+    """
     return Parcel(
         name=checkpoint.path.name,
         step=checkpoint.step,
         attempt=attempt_of(checkpoint),
-        digest=hashlib.sha256(manifest_bytes(checkpoint.manifest)).hexdigest(),
+        digest=checkpoint.manifest_sha256 or sha256_of(checkpoint),
         folder=checkpoint.path,
         files=checkpoint.manifest.files,
     )
+
+
+def sha256_of(checkpoint: Checkpoint) -> str:
+    """Hex, of its manifest's bytes."""
+    return hashlib.sha256(manifest_bytes(checkpoint.manifest)).hexdigest()
 
 
 @contextlib.contextmanager

@@ -140,7 +140,9 @@ class Uploading:
             said += f"; {size(progress.bytes_per_second)}/s"
             if progress.steps:
                 left = duration(progress.left_bytes / progress.bytes_per_second)
-                said += f"; {len(progress.steps)} more wait, {size(progress.left_bytes)}, {left}"
+                said += (
+                    f"; {len(progress.steps)} more wait, {size(progress.left_bytes)}, about {left}"
+                )
         return said
 
     def drain_seconds(self, coming_bytes: int = 0) -> float:

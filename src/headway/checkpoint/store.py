@@ -7,12 +7,13 @@ being written is called ``.partial-…``, what is being deleted ``.trash-…``; 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Checkpoint:
     step: int
     path: Path
     manifest: Manifest
+    manifest_sha256: str | None = field(default=None, compare=False)
+    """Hex; known of one that was just committed, so that nobody on the way has to hash again."""
 
     @property
     def bytes(self) -> int:
@@ -271,7 +274,9 @@ class Partial:
             if directory.is_relative_to(self.path) and directory != self.path:
                 fsync_directory(directory)
         fsync_directory(self.path)
-        checkpoint = Checkpoint(self.step, self._store.directory / step_name(self.step), manifest)
+        place = self._store.directory / step_name(self.step)
+        digest = hashlib.sha256(data).hexdigest()
+        checkpoint = Checkpoint(self.step, place, manifest, digest)
         kept = self._publish(checkpoint)
         fsync_directory(self._store.directory)
         fsync_directory(self._store.root)  # the first save also made checkpoints/
