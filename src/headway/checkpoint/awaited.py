@@ -87,7 +87,7 @@ def awaited(root: Path, places: Collection[Place]) -> list[Place]:
     if not is_followed(root):
         return []
     try:
-        settled = {(int(step), str(attempt)) for step, attempt in _listed(root / SETTLED_NAME)}
+        settled = _listed(root / SETTLED_NAME)
     except (OSError, ValueError, TypeError):  # being written, or the disk was full: keep all
         settled = set()
     return [place for place in places if place not in settled]
@@ -109,11 +109,8 @@ def is_followed(root: Path) -> bool:
     return False
 
 
-def _listed(path: Path) -> list[list[object]]:
-    found = json.loads(path.read_text())
-    if not isinstance(found, list):
-        raise ValueError(f"{path} is no list")
-    return found
+def _listed(path: Path) -> set[Place]:
+    return {(int(step), str(attempt)) for step, attempt in json.loads(path.read_text())}
 
 
 __all__ = ["Follower", "Place", "awaited", "is_followed"]

@@ -58,6 +58,7 @@ def unpacked(archive: Path, to: Path, facts: Mapping[str, FileFact]) -> None:
     """
     left = dict(facts)
     kind: Kind = "tar.zst" if archive.name.endswith(".zst") else "tar"
+    damage: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, *zstd_errors(kind))
     try:
         with archive.open("rb") as file, decompressing(file, kind) as data:
             with tarfile.open(fileobj=data, mode="r|") as tar:
@@ -70,7 +71,7 @@ def unpacked(archive: Path, to: Path, facts: Mapping[str, FileFact]) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("xb") as out:
                         shutil.copyfileobj(source, out, _BLOCK_BYTES)
-    except (tarfile.TarError, EOFError, *zstd_errors(kind)) as error:
+    except damage as error:
         raise Bad(f"{archive.name} is damaged: {error}") from error
     if left:
         raise Bad(f"{archive.name} lacks {sorted(left)[:3]}")

@@ -164,10 +164,11 @@ def refuse_damaged(parcel: Parcel, there: Mapping[str, RemoteFile], remote: Remo
 @contextlib.contextmanager
 def packed_or_unsendable(parcel: Parcel, archive: Kind) -> Iterator[Path]:
     """The archive of a parcel whose files are good; Unsendable if the disk has no room for it."""
+    failures: tuple[type[Exception], ...] = (OSError, *zstd_errors(archive))
     try:
         with packed(parcel, archive) as packet:
             yield packet
-    except (OSError, *zstd_errors(archive)) as error:
+    except failures as error:
         why = getattr(error, "strerror", None) or error
         raise Unsendable(
             f"{parcel.name} could not be packed: {why}. An archive needs as "
