@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def overhead(nice: int, pairs: int) -> dict[str, Any]:
 # ------------------------------------------------------------------ the submit call
 
 
-def submit(calls: int = 2000) -> dict[str, Any]:
+def submit(calls: int) -> dict[str, Any]:
     """Milliseconds of the call, beside uploads; and of one that does nothing, made in turn."""
     import torch
 
@@ -170,7 +171,12 @@ def submit(calls: int = 2000) -> dict[str, Any]:
         run = Path(root)
         parcels = [saved(run, step, sizes={f"{n}.bin": 2 * MEGABYTE for n in range(8)})
                    for step in range(1, 7)]  # fmt: skip
-        checkpoints = CheckpointStore(run, attempt="1").checkpoints()
+        checkpoints = [
+            replace(checkpoint, manifest_sha256=parcel.digest)  # as the commit gives it
+            for checkpoint, parcel in zip(
+                CheckpointStore(run, attempt="1").checkpoints(), parcels, strict=True
+            )
+        ]
         remote, section = Remote(f"{url}/submit"), Upload(to=url)
         work = torch.ones(256, 256)
         took: dict[str, list[float]] = {"submit": [], "nothing": []}
@@ -221,7 +227,7 @@ def files(folder: Path, count: int, each_bytes: int) -> Path:
 def rclone(folder: Path, url: str, options: tuple[str, ...] = ()) -> float:
     """Seconds of ``rclone copy``."""
     environ = {
-        **os.environ,
+        **{k: v for k, v in os.environ.items() if k != "AWS_CA_BUNDLE"},  # rclone refuses it
         "RCLONE_CONFIG": "/dev/null",
         "RCLONE_CONFIG_S_TYPE": "s3",
         "RCLONE_CONFIG_S_PROVIDER": "Other",
@@ -265,7 +271,7 @@ def ours(folder: Path, run: Path, url: str, archive: str = "none") -> tuple[floa
     return seconds, took, objects, sent
 
 
-def throughput(repeats: int) -> list[dict[str, Any]]:
+def throughput(repeats: int, scale: float) -> list[dict[str, Any]]:
     """MB/s of both sides; rclone's start is measured by copying nothing, and taken off."""
     if shutil.which("rclone") is None:
         raise SystemExit("rclone is not installed: apt-get install rclone")
@@ -275,7 +281,8 @@ def throughput(repeats: int) -> list[dict[str, Any]]:
     with swift(0) as url, tempfile.TemporaryDirectory() as root:
         empty = files(Path(root, "empty"), 0, 0)
         start = statistics.median(rclone(empty, f"{url}/empty") for _ in range(3))
-        for case, (count, each) in cases.items():
+        for case, (count, whole) in cases.items():
+            each = int(whole * scale)
             folder = files(Path(root, case), count, each)
             mine, theirs = [], []
             for number in range(repeats):
@@ -298,7 +305,7 @@ def throughput(repeats: int) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------ one object or many
 
 
-def archive(repeats: int) -> list[dict[str, Any]]:
+def archive(repeats: int, scale: float) -> list[dict[str, Any]]:
     """A checkpoint with real-looking weights: three large files, or 300 small ones."""
     import numpy as np
 
@@ -312,7 +319,7 @@ def archive(repeats: int) -> list[dict[str, Any]]:
             folder = Path(root, case)
             folder.mkdir()
             for number in range(count):
-                weights = rng.normal(0, 0.02, values).astype("<f4")
+                weights = rng.normal(0, 0.02, int(values * scale)).astype("<f4")
                 (folder / f"{number}.bin").write_bytes(weights.tobytes())
             took: dict[str, list[tuple[float, float, int, int]]] = {kind: [] for kind in kinds}
             for number in range(repeats):
@@ -344,15 +351,18 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["overhead", "submit", "throughput", "archive"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--scale", type=float, default=1.0, help="of file sizes, for a dry run")
     arguments = parser.parse_args()
     for part in arguments.parts:
         rows: list[dict[str, Any]]
         if part == "overhead":
             rows = [overhead(nice, arguments.pairs) for nice in (19, 0)]
         elif part == "submit":
-            rows = [submit()]
+            rows = [submit(arguments.calls)]
         else:
-            rows = {"throughput": throughput, "archive": archive}[part](arguments.repeats)
+            measure = {"throughput": throughput, "archive": archive}[part]
+            rows = measure(arguments.repeats, arguments.scale)
         print(f"\n## {part} (load before: {os.getloadavg()[0]:.1f})\n")
         print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
         for row in rows:
