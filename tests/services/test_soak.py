@@ -46,7 +46,7 @@ FAULTS = {
     "disk full": 2,
 }
 SECTIONS: dict[str, Any] = {
-    "train": {"horizon": {"steps": 240}},
+    "train": {"horizon": {"steps": 400}},
     "evaluate": {"every_steps": 40, "worst_rows": 2},
     "checkpoint": {"every_steps": 4, "keep_last": 2, "keep_best": 1},
     "task": {"buffer_values": 250_000, "step_seconds": 0.06},
@@ -75,7 +75,9 @@ class Soak:
         elif what == "server killed":
             self.place.server.kill()
             self.after_steps(self.draw.randint(1, 6))
+            os.kill(self.attempt.pid, signal.SIGSTOP)  # a server's start takes hundreds of steps
             self.place.server.start()
+            os.kill(self.attempt.pid, signal.SIGCONT)
         elif what == "disk full":
             self.fill()
         else:

@@ -81,7 +81,7 @@ def send(
         def send_one(name: str) -> None:
             contents[name] = content = hashed(*sources[name])
             if not is_same(there.get(name), content, remote, line):
-                put(parcel.prefix + name, content, remote, line, on_wrong)
+                put(parcel.prefix + name, content, remote, line, on_wrong, looks=False)
 
         largest_first = sorted(sources, key=lambda name: -sources[name][1].bytes)
         jobs = [partial(send_one, name) for name in largest_first]
@@ -100,18 +100,29 @@ def held(remote: Remote, line: Line, prefix: str) -> dict[str, RemoteFile]:
 
 
 def put(
-    key: str, content: Content, remote: Remote, line: Line, on_wrong: Callable[[str], None]
+    key: str,
+    content: Content,
+    remote: Remote,
+    line: Line,
+    on_wrong: Callable[[str], None],
+    *,
+    looks: bool = True,
 ) -> RemoteFile:
     """Send one object and compare it with the store's own size and checksum.
+
+    ``looks``: by asking for the object; False where all of them are listed afterwards anyway: then
+    the checksum in the store's answer to the upload is enough until then.
 
     An object that is already there with the same content is a success: its reply was lost, or an
     earlier process sent it. One with other content is never overwritten: it is deleted and sent
     again, which is safe because no manifest that could name it exists yet.
     """
     for _ in range(TRIES_PER_FILE):
+        stored = None
         with contextlib.suppress(Exists):
-            line.ask(lambda: remote.put(key, content.source, sent=line.moved))
-        stored = line.ask(lambda: remote.head(key))
+            stored = line.ask(lambda: remote.put(key, content.source, sent=line.moved))
+        if looks or stored is None or stored.md5 is None:
+            stored = line.ask(lambda: remote.head(key))
         if stored is not None and is_same(stored, content, remote, line):
             return stored
         if stored is not None:
