@@ -109,7 +109,7 @@ def same_run_there(
         return
 
 
-def config_there(remote: Remote, objects: list[RemoteFile], line: Line) -> RunConfig | None:
+def config_there(remote: Remote, objects: Sequence[RemoteFile], line: Line) -> RunConfig | None:
     """The newest config in the bucket; None if none is whole. ConfigError if it cannot be read."""
     version = newest_versions(objects, first_attempt(objects)).get(CONFIG_FILE)
     data = read_small(version.key, version.digest, remote, line) if version else None
