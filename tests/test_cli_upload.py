@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fake_bucket import saved
+from fake_bucket import flipped, saved
 from headway.api import train
 from headway.bucket import leased, newest_here, open_uploader, parcel_of, url_of
 from headway.checkpoint import CheckpointStore
@@ -214,3 +214,49 @@ def test_an_odd_address_of_a_server_is_said_without_showing_it(monkeypatch, name
     assert "SESAME" not in str(caught.value) and caught.value.__cause__ is None
     monkeypatch.setenv(name, "http://nobody.invalid:9000")
     Remote("s3://bucket/x")
+
+
+def test_clean_deletes_nothing_while_another_process_sends(run, tmp_path):
+    said("upload", "push", "run", "--all")
+    url = str(tmp_path / "bucket/run")
+    next((tmp_path / "bucket/run/checkpoints/step-00000200").rglob("state.json")).unlink()
+    before = sorted(p for p in (tmp_path / "bucket").rglob("*") if p.name != "lease.json")
+    with acquire(Remote(url), seconds=0.5) as held:
+        with pytest.raises(RunLocked, match="is being written by"):
+            said("upload", "clean", url, "--damaged", "--yes")
+        held.check()
+        assert "nothing was deleted" in said("upload", "clean", url, "--damaged"), "looking is free"
+    after = sorted(p for p in (tmp_path / "bucket").rglob("*") if p.name != "lease.json")
+    assert before == after
+    assert "deleted 1 copies" in said("upload", "clean", url, "--damaged", "--yes")
+
+
+def test_clean_of_a_place_where_nothing_is_leaves_nothing_there(tmp_path):
+    (tmp_path / "bucket").mkdir()
+    assert "deleted 0 copies" in said("upload", "clean", str(tmp_path / "bucket"), "--yes")
+    assert not list((tmp_path / "bucket").iterdir())
+
+
+@pytest.mark.parametrize("where", ["run", "url"])
+def test_verify_sees_what_sizes_do_not_show(run, tmp_path, where):
+    """By the same file on this disk, or by reading every byte back."""
+    said("upload", "push", "run", "--all")
+    place = "run" if where == "run" else str(tmp_path / "bucket/run")
+    whole = json.loads(said("upload", "list", place, "--verify", "--json"))
+    assert [row["whole"] for row in whole] == [True, True, True]
+    victim = next((tmp_path / "bucket/run/checkpoints/step-00000200").rglob("state.json"))
+    victim.write_bytes(flipped(victim.read_bytes()))
+    blind = json.loads(said("upload", "list", place, "--json"))
+    assert [row["whole"] for row in blind] == [True, True, True], "negative control"
+    seen = json.loads(said("upload", "list", place, "--verify", "--json"))
+    assert [row["whole"] for row in seen] == [True, False, True]
+    assert "state.json has other bytes" in seen[1]["problems"][0]
+    assert "DAMAGED: state.json" in said("upload", "status", "run", "--verify")
+
+
+def test_verify_reads_the_copy_where_the_local_one_is_the_damaged_one(run, tmp_path):
+    said("upload", "push", "run", "--all")
+    victim = run / "checkpoints/step-00000200/state.json"
+    victim.write_bytes(flipped(victim.read_bytes()))
+    seen = json.loads(said("upload", "list", "run", "--verify", "--json"))
+    assert [row["whole"] for row in seen] == [True, True, True]

@@ -27,7 +27,7 @@ ROOMS = {
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {"run", "saving", "spending", "opening", "claim", "machine", "show", "summary", "api", "demo"}
-VIEWERS = {"viewing", "bucket", "uploading"}
+VIEWERS = {"viewing", "bucket", "copies", "joining", "uploading"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{name: GROUND | ROOMS | ENGINE | VIEWERS | RUN for name in RUN},
     "viewing": GROUND | ROOMS,
     "bucket": GROUND | ROOMS | {"viewing"},
-    "uploading": GROUND | ROOMS | {"bucket", "viewing"},
+    "copies": GROUND | ROOMS | {"bucket", "viewing"},
+    "joining": GROUND | ROOMS | {"bucket", "viewing"},
+    "uploading": GROUND | ROOMS | {"bucket", "joining", "viewing"},
     "cli": GROUND | ROOMS | ENGINE | PARTS | VIEWERS | RUN,
     "__init__": GROUND | ROOMS | RUN,
 }

@@ -12,6 +12,7 @@ import pytest
 from headway.api import train, train_run
 from headway.bucket import leased, newest_here, problems_in
 from headway.errors import CheckpointError, ConfigError, RunLocked
+from headway.opening import opened
 from headway.records import StopReason
 from headway.show import Quiet
 from headway.upload import Remote, acquire, remote_checkpoints
@@ -69,6 +70,23 @@ def test_the_bucket_has_everything_at_the_end_and_only_what_it_keeps(tmp_path):
     journal = (tmp_path / "run/journal.jsonl").read_bytes()
     pieces = sorted((tmp_path / "bucket/run/run/journal.jsonl").iterdir())
     assert b"".join(piece.read_bytes() for piece in pieces) == journal, "the stop line too"
+
+
+def test_all_that_lies_in_the_bucket_is_listed_once_when_a_run_is_opened(tmp_path, monkeypatch):
+    """Under the lease, so that what was seen stays true; a run of days has thousands of objects."""
+    bucket, listed = tmp_path / "bucket", []
+    train(with_bucket(tmp_path, bucket))
+    real = Remote.list
+
+    def counted(self, prefix=""):
+        listed.append(prefix)
+        return real(self, prefix)
+
+    monkeypatch.setattr(Remote, "list", counted)
+    shutil.rmtree(tmp_path / "run")
+    with opened(with_bucket(tmp_path, bucket)) as run:
+        assert run.state.step == 6
+        assert listed.count("") == 1
 
 
 def test_a_second_machine_is_refused_while_the_first_trains(tmp_path):

@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from headway.checkpoint import Checkpoint, CheckpointStore, Retention, read_manifest, verify
+from headway.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    Follower,
+    Retention,
+    read_manifest,
+    verify,
+)
 from headway.checkpoint import expendable as expendable_steps
 from headway.checkpoint.manifest import manifest_bytes
 from headway.config import Upload
@@ -33,23 +37,22 @@ from headway.upload import (
     Restored,
     Uploader,
     acquire,
-    remote_checkpoints,
     restore,
 )
+from headway.upload.archive import zstandard
 from headway.upload.faults import Exists
 from headway.upload.layout import (
     first_attempt,
     fresh_key,
     from_key,
     highest_attempt,
-    standing_in,
 )
-from headway.upload.lease import read as read_lease
-from headway.upload.ledger import read_ledger
+from headway.upload.objects import RemoteFile
 from headway.upload.remote import folder_of
 from headway.upload.restoring import UPLOAD_JOURNAL
 from headway.upload.run_files import bring
-from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, config_tree, find_run
+from headway.upload.uploader import Join
+from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, config_tree
 
 MEGABYTE = 1_000_000
 
@@ -86,36 +89,75 @@ def attempt_of(checkpoint: Checkpoint) -> int:
 
 
 def parcel_of(checkpoint: Checkpoint) -> Parcel:
-    """A committed checkpoint as the uploader needs to know it; reads nothing."""
+    """A committed checkpoint as the uploader needs to know it; reads nothing.
+
+    Microseconds for one that was just committed: training waits for this.
+    """
     return Parcel(
         name=checkpoint.path.name,
         step=checkpoint.step,
         attempt=attempt_of(checkpoint),
-        digest=hashlib.sha256(manifest_bytes(checkpoint.manifest)).hexdigest(),
+        digest=checkpoint.manifest_sha256 or sha256_of(checkpoint),
         folder=checkpoint.path,
         files=checkpoint.manifest.files,
     )
 
 
+def sha256_of(checkpoint: Checkpoint) -> str:
+    """Hex, of its manifest's bytes."""
+    return hashlib.sha256(manifest_bytes(checkpoint.manifest)).hexdigest()
+
+
 @contextlib.contextmanager
-def leased(remote: Remote, section: Upload, at_least: int, say: Say) -> Iterator[Lease]:
+def leased(
+    remote: Remote, section: Upload, at_least: int, say: Say, *, looks: bool = True
+) -> Iterator[Lease]:
     """This process is the one that writes the run in the bucket, until the end of the block.
 
     ``at_least``: the number of the attempt that begins; the lease's token, which is never smaller,
-    is the attempt's number, above that of every object there. Raises RunLocked (another machine),
-    RemoteError.
+    is the attempt's number, above that of every object there. ``looks``: False where the caller
+    lists the bucket under the lease and raises the token itself. Raises RunLocked (another
+    machine), RemoteError.
     """
-    at_least = max(at_least, 1 + highest_attempt(Line().ask(lambda: remote.list(""))))
+    if looks:
+        at_least = max(at_least, 1 + highest_attempt(Line().ask(lambda: remote.list(""))))
     if not remote.abilities.compare_and_swap:
         say(f"WARNING: {remote.url} cannot compare and swap: a second machine is not kept out")
     with acquire(remote, seconds=section.lease_seconds, at_least=at_least, say=say) as lease:
         yield lease
 
 
+@contextlib.contextmanager
+def leased_to_clean(remote: Remote, say: Say) -> Iterator[Lease | None]:
+    """``leased``, for a bucket without a config; None where there is nothing yet to be leased.
+
+    Under it no upload is running: what looks dead is dead. Raises RunLocked, RemoteError.
+    """
+    if not Line().ask(lambda: remote.list("")):
+        yield None
+        return
+    with leased(remote, Upload(to=remote.url), 1, say) as lease:
+        yield lease
+
+
 def open_uploader(
-    remote: Remote, section: Upload, run: Path, lease: Lease, *, keep_all: bool = False
+    remote: Remote,
+    section: Upload,
+    run: Path,
+    lease: Lease | None,
+    *,
+    keep_all: bool = False,
+    attempt: int = 0,
+    join: Join | None = None,
 ) -> Uploader:
-    """The uploader of a run; close it. ``keep_all``: it skips nothing and deletes nothing."""
+    """The uploader of a run; close it. ``keep_all``: it skips nothing and deletes nothing.
+
+    Without a lease it sends nothing until ``join`` has got one (headway.joining); ``attempt`` is
+    then this attempt's number.
+    Raises ConfigError where the archive it is to make needs a package that is not installed.
+    """
+    if section.archive == "tar.zst":
+        zstandard()
     keep = Retention(
         keep_last=section.keep_last,
         keep_best=section.keep_best,
@@ -129,8 +171,9 @@ def open_uploader(
     uploader = Uploader(
         remote,
         journal=run / UPLOAD_JOURNAL,
-        attempt=lease.token,
+        attempt=lease.token if lease else attempt,
         lease=lease,
+        join=join,
         parallel_files=section.parallel_files,
         bandwidth_bytes_per_second=rate * MEGABYTE if rate else None,
         archive=section.archive,
@@ -165,7 +208,9 @@ def held_out_losses(run: Path) -> dict[int, float]:
 # ------------------------------------------------------------------ bringing a run back
 
 
-def restore_run(remote: Remote, run: Path, say: Say) -> Restored | None:
+def restore_run(
+    remote: Remote, run: Path, say: Say, objects: Sequence[RemoteFile] | None = None
+) -> Restored | None:
     """Bring the newest whole state of a run to this disk, unless this disk has it.
 
     None if the bucket holds nothing newer than the newest good checkpoint here. Takes the run's
@@ -174,7 +219,7 @@ def restore_run(remote: Remote, run: Path, say: Say) -> Restored | None:
     refuse_shared(remote.url, run)
     run.mkdir(parents=True, exist_ok=True)
     with RunLock(run / LOCK_FILE):
-        return restore(remote, run, problems_in, say, newer_than=newest_here(run))
+        return restore(remote, run, problems_in, say, newer_than=newest_here(run), objects=objects)
 
 
 def settled(run: Path) -> bool:
@@ -195,17 +240,11 @@ def settled(run: Path) -> bool:
         return True
 
 
-def holds_a_run(remote: Remote) -> bool:
-    """Whether there is a copy that could come back."""
-    return bool(standing_in(Line().ask(lambda: remote.list(""))))
-
-
-def refuse_lost(remote: Remote) -> None:
+def refuse_lost(remote: Remote, objects: Sequence[RemoteFile]) -> None:
     """CheckpointError if a bucket without a copy has a journal that says that there was one.
 
     The last save of a journal may never have arrived: it is sent just before its copy.
     """
-    objects = Line().ask(lambda: remote.list(""))
     with tempfile.TemporaryDirectory() as place:
         bring(objects, first_attempt(objects), remote, Line(), Path(place), lambda line: None)
         events = read_events(Path(place, JOURNAL_FILE), {"save", "upload"})
@@ -267,102 +306,36 @@ def follow(
     until: Callable[[], bool],
     wait: Callable[[float], object],
     collected: Callable[[Uploader], None],
+    follower: Follower,
     every_seconds: float = 5.0,
 ) -> None:
     """Send what another process commits, as it appears, until ``until``; the same uploader.
 
-    The other process does not know which checkpoints are being sent: one that it prunes meanwhile
-    is a failed upload, said and passed over, because a newer one is there. Raises what ended it
-    (a lost lease).
+    Through ``follower`` the other process prunes nothing that is being sent, waits for it, or was
+    not seen yet. Raises what ended it (a lost lease).
     """
     seen: set[str] = set()
     while not until():
-        send_all(run, uploader, seen)
+        here = send_all(run, uploader, seen)
         collected(uploader)
+        waits = uploader.pending()
+        follower.settle((c.step, c.manifest.attempt) for c in here if c.step not in waits)
         failure = uploader.failure()
         if isinstance(failure, LeaseLost):
             raise failure
         wait(every_seconds)
 
 
-def send_all(run: Path, uploader: Uploader, seen: set[str]) -> None:
-    """Submit the committed checkpoints whose prefixes are not in ``seen`` yet, oldest first."""
+def send_all(run: Path, uploader: Uploader, seen: set[str]) -> list[Checkpoint]:
+    """Submit the committed checkpoints whose prefixes are not in ``seen`` yet, oldest first.
+
+    Returns every one that is here.
+    """
     scores = held_out_losses(run)
-    for checkpoint in CheckpointStore(run, attempt="reader").checkpoints():
+    here = CheckpointStore(run, attempt="reader").checkpoints()
+    for checkpoint in here:
         parcel = parcel_of(checkpoint)
         if parcel.prefix not in seen:
             seen.add(parcel.prefix)
             uploader.submit(parcel, scores)
-
-
-# ------------------------------------------------------------------ for the verbs
-
-
-def section_of(run: Path, to: str | None) -> Upload:
-    """The ``upload`` section of a run's saved config, with another ``to`` if one is given.
-
-    Raises ConfigError when neither says where.
-    """
-    tree = dict(config_tree(run).get("upload") or {})
-    if to:
-        tree["to"] = to
-    if not tree:
-        raise ConfigError(
-            f"{run / CONFIG_FILE} has no upload section: give the bucket with --to URL, or add "
-            "`upload: {to: URL}` to the config"
-        )
-    try:
-        return Upload.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"upload.{first['loc'][0]}: {first['msg']}") from None
-
-
-def remote_of(run_or_url: str, to: str | None) -> Remote:
-    """The bucket of a run directory (or name), or the bucket at a URL that ends in the run."""
-    if "://" in run_or_url and to is None:
-        return Remote(run_or_url)
-    if to is None and Path(run_or_url).is_dir() and not Path(run_or_url, CONFIG_FILE).exists():
-        return Remote(run_or_url)  # a bucket that is a folder
-    run = find_run(run_or_url)
-    return Remote(url_of(section_of(run, to), run))
-
-
-def status_of(run: Path, remote: Remote) -> dict[str, Any]:
-    """What is here, what is there, what is missing, and the rate of the last uploads."""
-    local = {
-        checkpoint.step: checkpoint
-        for checkpoint in CheckpointStore(run, attempt="reader").checkpoints()
-    }
-    there = {copy.step: copy for copy in remote_checkpoints(remote) if copy.stands}
-    rows = []
-    for step in sorted(local.keys() | there.keys()):
-        here, copy = local.get(step), there.get(step)
-        same = copy is not None and (here is None or parcel_of(here).prefix == copy.copy.prefix)
-        state = "no" if copy is None else "other content" if not same else "yes"
-        if copy is not None and copy.problems:
-            state = f"DAMAGED: {copy.problems[0]}"
-        rows.append(
-            {
-                "step": step,
-                "created_at": here.manifest.created_at if here else copy and copy.copy.modified_at,
-                "bytes": here.bytes if here else copy.copy.bytes if copy else 0,
-                "here": here is not None,
-                "there": state,
-            }
-        )
-    entries = read_ledger(run / UPLOAD_JOURNAL)
-    recent = [e for e in entries if e.get("event") == "sent" and e.get("seconds")][-5:]
-    failed = [e for e in entries if e.get("event") in ("sent", "failed")][-1:]
-    holder, _ = read_lease(remote)
-    backlog = [row for row in rows if row["here"] and row["there"] == "no"]
-    seconds = sum(entry["seconds"] for entry in recent)
-    return {
-        "url": remote.url,
-        "holder": str(holder) if holder and not holder.released else None,
-        "checkpoints": rows,
-        "backlog": [row["step"] for row in backlog],
-        "backlog_bytes": sum(row["bytes"] for row in backlog),
-        "bytes_per_second": sum(e["bytes"] for e in recent) / seconds if seconds else None,
-        "last_failure": failed[0]["why"] if failed and failed[0]["event"] == "failed" else None,
-    }
+    return here

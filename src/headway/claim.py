@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from headway.config import RunConfig, difference, fingerprint, identity, load_config
@@ -79,13 +79,17 @@ def same_run(where: str, then: RunConfig, now: RunConfig, names: str = "run.name
     return difference(before, after)
 
 
-def same_run_there(remote: Remote, config: RunConfig) -> None:
+def same_run_there(
+    remote: Remote, config: RunConfig, objects: Sequence[RemoteFile] | None = None
+) -> None:
     """ConfigError, with the differences, if the run in the bucket is another one; fetches little.
 
     By its config; where that is not there, by the fingerprint in its newest checkpoint's manifest.
+    ``objects``: all that lies there, where that was listed just before.
     """
     line = Line()
-    objects = line.ask(lambda: remote.list(""))
+    if objects is None:
+        objects = line.ask(lambda: remote.list(""))
     then = config_there(remote, objects, line)
     if then is not None:
         same_run(remote.url, then, config, "run.name or upload.to")
@@ -105,7 +109,7 @@ def same_run_there(remote: Remote, config: RunConfig) -> None:
         return
 
 
-def config_there(remote: Remote, objects: list[RemoteFile], line: Line) -> RunConfig | None:
+def config_there(remote: Remote, objects: Sequence[RemoteFile], line: Line) -> RunConfig | None:
     """The newest config in the bucket; None if none is whole. ConfigError if it cannot be read."""
     version = newest_versions(objects, first_attempt(objects)).get(CONFIG_FILE)
     data = read_small(version.key, version.digest, remote, line) if version else None

@@ -1,8 +1,10 @@
 """A signal asks; the loop answers at the next step boundary.
 
 *Promises.* The first SIGTERM or SIGINT only sets a flag, so a step, a save and an evaluation are
-never torn. The second one ends the process at once, which can lose no committed work. Before
-``arm`` is called there is nothing to save, and the first signal already ends the process.
+never torn. The second one ends the process at once, which can lose no committed work and no line
+of the journal; what was given to ``before_leaving`` has LAST_SECONDS. Before ``arm`` is called
+there is nothing to save, and the first signal already ends the process. While a run waits for its
+bucket a signal only ends the waiting (``asked_to_leave``).
 
 *Does not promise.* A grace period: while the main thread sits in one long call into C, Python runs
 no handler, so a save by the clock is the contract and the signal only improves on it.
@@ -15,12 +17,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 from headway.records import StopReason
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
+LAST_SECONDS = 2.0
+"""For what another machine would wait for: a lease that is given back."""
 
 
 class Signals:
@@ -30,6 +35,7 @@ class Signals:
         self.received: str | None = None
         """Name of the signal that asked to stop."""
         self._armed = False
+        self._last: list[Callable[[], object]] = []
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -40,6 +46,10 @@ class Signals:
     def arm(self) -> None:
         """From now on there is something to save: the first signal only sets the flag."""
         self._armed = True
+
+    def before_leaving(self, last: Callable[[], object]) -> None:
+        """Called, on a thread of its own, when a signal ends the process at once."""
+        self._last.append(last)
 
     def __exit__(
         self,
@@ -54,12 +64,53 @@ class Signals:
         name = signal.Signals(number).name
         if not self._armed:
             tell(f"{name} before step 1: nothing to save.")
-            os._exit(StopReason.SIGNAL.exit_code)
+            leave_now(self._last)
         if self.received is not None:
             tell(f"{name} again: leaving now.")
-            os._exit(StopReason.SIGNAL.exit_code)
+            leave_now(self._last)
         self.received = name
         tell(f"{name}: saving at the end of this step; once more to leave at once.")
+
+
+def leave_now(last: list[Callable[[], object]]) -> None:
+    """End the process, whatever its threads are doing; ``last`` has LAST_SECONDS. Never returns."""
+
+    def say_goodbye() -> None:
+        while last:
+            with contextlib.suppress(Exception):
+                last.pop()()
+
+    if last:
+        goodbye = threading.Thread(target=say_goodbye, name="leaving", daemon=True)
+        goodbye.start()
+        goodbye.join(LAST_SECONDS)
+    os._exit(StopReason.SIGNAL.exit_code)
+
+
+@contextlib.contextmanager
+def asked_to_leave() -> Iterator[Callable[[], bool]]:
+    """Whether a signal asked to stop waiting since: nothing is being torn, so once is enough.
+
+    The next one ends the process at once. Off the main thread: never.
+    """
+    asked: list[str] = []
+
+    def take(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if asked:
+            tell(f"{name} again: leaving now.")
+            os._exit(StopReason.SIGNAL.exit_code)
+        asked.append(name)
+        tell(f"{name}: leaving; once more to leave at once.")
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, take) for number in ASKING}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tell(what: str) -> None:

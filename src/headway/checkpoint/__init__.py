@@ -9,6 +9,7 @@ newest are never deleted.
 exclusion of a second writer (the run lock's).
 """
 
+from headway.checkpoint.awaited import Follower, Place
 from headway.checkpoint.manifest import FileFact, Manifest, NewerFormat, read_manifest
 from headway.checkpoint.retention import Retention, expendable
 from headway.checkpoint.saver import Saver
@@ -18,9 +19,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "FileFact",
+    "Follower",
     "Manifest",
     "NewerFormat",
     "Partial",
+    "Place",
     "Retention",
     "Saver",
     "expendable",

@@ -7,16 +7,18 @@ being written is called ``.partial-…``, what is being deleted ``.trash-…``; 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from headway.checkpoint.awaited import awaited
 from headway.checkpoint.disk import Data, damage, explained, fsync_directory, write_new_file
 from headway.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -45,6 +47,8 @@ class Checkpoint:
     step: int
     path: Path
     manifest: Manifest
+    manifest_sha256: str | None = field(default=None, compare=False)
+    """Hex; known of one that was just committed, so that nobody on the way has to hash again."""
 
     @property
     def bytes(self) -> int:
@@ -154,12 +158,15 @@ class CheckpointStore:
         """Delete what the policy does not keep; returns the steps deleted.
 
         Deletes nothing while the newest is not all there (names and sizes; it was hashed when it
-        was written). A directory is renamed first: a kill leaves trash, never half a checkpoint.
+        was written), and nothing that a live follower still wants. A directory is renamed first: a
+        kill leaves trash, never half a checkpoint.
         """
         held = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if not held or verify(held[max(held)], hashes=False):
             return []
-        doomed = expendable(held, scores or {}, policy, pinned)
+        places = [(step, checkpoint.manifest.attempt) for step, checkpoint in held.items()]
+        wanted = {step for step, _ in awaited(self.root, places)}
+        doomed = expendable(held, scores or {}, policy, {*pinned, *wanted})
         for step in doomed:
             trash = self.directory / f".trash-{step_name(step)}-{self._token()}"
             try:
@@ -267,7 +274,9 @@ class Partial:
             if directory.is_relative_to(self.path) and directory != self.path:
                 fsync_directory(directory)
         fsync_directory(self.path)
-        checkpoint = Checkpoint(self.step, self._store.directory / step_name(self.step), manifest)
+        place = self._store.directory / step_name(self.step)
+        digest = hashlib.sha256(data).hexdigest()
+        checkpoint = Checkpoint(self.step, place, manifest, digest)
         kept = self._publish(checkpoint)
         fsync_directory(self._store.directory)
         fsync_directory(self._store.root)  # the first save also made checkpoints/

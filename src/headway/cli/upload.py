@@ -25,6 +25,10 @@ To = Annotated[
     typer.Option("--to", help="Bucket instead of the config's upload.to; the run's name is added."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Compare checksums too; reads back what is not on this disk."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -41,7 +45,8 @@ def follow(
         if context.invoked_subcommand is None:
             typer.echo(context.get_help())
         return
-    from headway import bucket, viewing
+    from headway import bucket, copies, viewing
+    from headway.checkpoint import Follower
     from headway.upload import Remote
 
     with asked_to_stop() as stop:
@@ -49,32 +54,40 @@ def follow(
             continue  # the trainer has not begun yet
         if stop.is_set():
             return
-        section = bucket.section_of(run, to)
+        section = copies.section_of(run, to)
         remote = Remote(bucket.url_of(section, run))
         with (
+            Follower(run) as follower,
             bucket.leased(remote, section, 1, typer.echo) as lease,
             bucket.open_uploader(remote, section, run, lease) as uploader,
         ):
             typer.echo(f"following {run}, sending to {remote.url}; Ctrl-C ends it")
-            bucket.follow(run, uploader, until=stop.is_set, wait=stop.wait, collected=say_events)
+            bucket.follow(
+                run,
+                uploader,
+                until=stop.is_set,
+                wait=stop.wait,
+                collected=say_events,
+                follower=follower,
+            )
             stop.clear()
             finish(uploader, stop, remote)
 
 
 @app.command("status")
-def status(run: RunName, to: To = None, json: Json = False) -> None:
+def status(run: RunName, to: To = None, verify: Verify = False, json: Json = False) -> None:
     """What of a run is in its bucket, what is not, and how fast it goes there."""
     from datetime import UTC, datetime
 
-    from headway import bucket
+    from headway import bucket, copies
     from headway.cli.tables import show_facts, show_json, show_table
     from headway.report.words import ago, count, duration, instant, size
     from headway.upload import Remote
     from headway.viewing import find_run
 
     folder = find_run(run)
-    remote = Remote(bucket.url_of(bucket.section_of(folder, to), folder))
-    found = bucket.status_of(folder, remote)
+    remote = Remote(bucket.url_of(copies.section_of(folder, to), folder))
+    found = copies.status_of(folder, remote, verify=verify)
     if json:
         show_json(found)
         return
@@ -107,17 +120,16 @@ def status(run: RunName, to: To = None, json: Json = False) -> None:
 
 
 @app.command("list")
-def list_command(place: Place, to: To = None, json: Json = False) -> None:
+def list_command(place: Place, to: To = None, verify: Verify = False, json: Json = False) -> None:
     """Every copy in the bucket: size, age, and whether it is whole."""
     from datetime import UTC, datetime
 
-    from headway import bucket
+    from headway import copies
     from headway.cli.tables import show_json, show_table
     from headway.report.words import ago, count, instant, size
-    from headway.upload import remote_checkpoints
 
-    remote = bucket.remote_of(place, to)
-    found = remote_checkpoints(remote)
+    remote, run = copies.remote_of(place, to)
+    found = copies.copies_of(remote, run, verify=verify)
     if json:
         show_json([row_of(each, remote) for each in found])
         return
@@ -126,7 +138,7 @@ def list_command(place: Place, to: To = None, json: Json = False) -> None:
         return
     now = datetime.now(UTC)
     show_table(
-        ("step", "attempt", "sent", "size", "files", "whole"),
+        ("step", "attempt", "sent", "size", "files", "every byte" if verify else "whole"),
         [
             (
                 count(each.step),
@@ -156,13 +168,13 @@ def push(
     Nothing is deleted from the bucket; a training that goes on keeps there what upload.keep_last
     and keep_best say.
     """
-    from headway import bucket
+    from headway import bucket, copies
     from headway.upload import Remote
     from headway.viewing import open_run
 
     view = open_run(run)
     chosen = view.checkpoints() if everything else [view.checkpoint(step)]
-    section = bucket.section_of(view.path, to)
+    section = copies.section_of(view.path, to)
     remote = Remote(bucket.url_of(section, view.path))
     with (
         asked_to_stop() as stop,
@@ -193,34 +205,40 @@ def clean_command(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; left out: only say what.")] = False,
 ) -> None:
-    """Delete what dead uploads left in the bucket: copies without a manifest, unfinished parts."""
+    """Delete what dead uploads left in the bucket: copies without a manifest, unfinished parts.
+
+    With --yes: refused while another process sends this run.
+    """
     import time
 
-    from headway import bucket
+    from headway import bucket, copies
     from headway.report.words import size
     from headway.upload import Line, clean, leftovers, remote_checkpoints
 
-    remote = bucket.remote_of(place, to)
+    remote, _ = copies.remote_of(place, to)
     line = Line()
-    bad = [c.copy.prefix for c in remote_checkpoints(remote, line) if c.problems] if damaged else []
-    found = leftovers(
-        remote,
-        line,
-        now=time.time(),
-        older_than_seconds=3600 * older_than_hours,
-        damaged=bad,
-        superseded=superseded,
-    )
-    for each in found:
-        typer.echo(f"{each.copy.prefix}  {size(each.copy.bytes)}  {each.why}")
-    if yes:
-        clean(found, remote, line)
-        parts = remote.abandon(time.time() - 3600 * older_than_hours)
-        typer.echo(f"deleted {len(found)} copies and {len(parts)} unfinished uploads")
-    elif found:
-        typer.echo("nothing was deleted; --yes deletes these and unfinished uploads of that age")
-    else:
-        typer.echo(f"{remote.url}: no leftovers; --yes also ends unfinished uploads of that age")
+    with bucket.leased_to_clean(remote, typer.echo) if yes else contextlib.nullcontext() as lease:
+        known = remote_checkpoints(remote, line) if damaged else []
+        found = leftovers(
+            remote,
+            line,
+            now=time.time(),
+            older_than_seconds=3600 * older_than_hours,
+            damaged=[each.copy.prefix for each in known if each.problems],
+            superseded=superseded,
+        )
+        for each in found:
+            typer.echo(f"{each.copy.prefix}  {size(each.copy.bytes)}  {each.why}")
+        if yes:
+            clean(found, remote, line, lease.check if lease else lambda: None)
+            parts = remote.abandon(time.time() - 3600 * older_than_hours)
+            typer.echo(f"deleted {len(found)} copies and {len(parts)} unfinished uploads")
+    if not yes:
+        more = "--yes deletes these and" if found else "--yes also ends"
+        typer.echo(
+            f"{remote.url}: {'nothing was deleted' if found else 'no leftovers'}; "
+            f"{more} unfinished uploads of that age"
+        )
 
 
 def restore(

@@ -58,6 +58,7 @@ def unpacked(archive: Path, to: Path, facts: Mapping[str, FileFact]) -> None:
     """
     left = dict(facts)
     kind: Kind = "tar.zst" if archive.name.endswith(".zst") else "tar"
+    damage: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, *zstd_errors(kind))
     try:
         with archive.open("rb") as file, decompressing(file, kind) as data:
             with tarfile.open(fileobj=data, mode="r|") as tar:
@@ -70,7 +71,7 @@ def unpacked(archive: Path, to: Path, facts: Mapping[str, FileFact]) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("xb") as out:
                         shutil.copyfileobj(source, out, _BLOCK_BYTES)
-    except (tarfile.TarError, EOFError) as error:
+    except damage as error:
         raise Bad(f"{archive.name} is damaged: {error}") from error
     if left:
         raise Bad(f"{archive.name} lacks {sorted(left)[:3]}")
@@ -98,12 +99,17 @@ def decompressing(file: IO[bytes], kind: Kind) -> Iterator[Any]:
         yield buffered
 
 
+def zstd_errors(kind: Kind) -> tuple[type[Exception], ...]:
+    """What reading or writing an archive of this kind raises besides; the package has its own."""
+    return () if kind == "tar" else (zstandard().ZstdError,)
+
+
 def zstandard() -> Any:
     """The package, or a ConfigError that names it."""
     try:
         return importlib.import_module("zstandard")
     except ImportError as error:
         raise ConfigError(
-            "upload.archive: tar.zst needs the package zstandard (pip install zstandard); "
+            "upload.archive: tar.zst needs the package zstandard (pip install 'headway[zstd]'); "
             "tar needs none"
         ) from error

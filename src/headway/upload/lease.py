@@ -4,8 +4,9 @@ A lock file cannot stop a second machine. The lease is one object, changed only 
 with a token that grows by one with each holder. The token is the holder's attempt number too, so
 that whatever a paused holder still writes is older than all that its successor writes.
 
-Nobody's clock is trusted: a lease is free when it was released, when its holder's process is gone
-from this machine, or when it was watched and not renewed for as long as it lasts.
+Nobody's clock is trusted, however old a lease seems to be: it is free when it was released, when
+its holder's process is gone from this machine, or when it was watched, by a clock that only counts,
+and not renewed for as long as it lasts.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ from headway.upload.line import Line
 from headway.upload.remote import Remote
 from headway.upload.sending import md5
 
-LONG_AGO_SECONDS = 3600.0
-"""A lease that ran out longer ago than this is not watched first. Clocks that are further apart
-cost the holder its lease, never a checkpoint: it finds out at its next commit."""
+RELEASE_SECONDS = 5.0
 
 
 class LeaseLost(RemoteError):
@@ -52,7 +51,7 @@ class Holder:
     acquired_at: str
     """UTC, for people."""
     expires_at: float
-    """Seconds since 1970 by the holder's clock."""
+    """Seconds since 1970 by the holder's clock: for people, nothing is decided by it."""
     seconds: float
     """How long it lasts after each renewal."""
     renewals: int = 0
@@ -121,17 +120,22 @@ class Lease:
             self._stored_md5 = md5(encoded(holder))
 
     def release(self) -> None:
-        """Give it back, so that the next attempt need not wait. Never raises."""
+        """Give it back, so that the next attempt need not wait; twice is fine. Never raises.
+
+        A bucket that does not answer is not waited for: the lease runs out by itself.
+        """
         self._done.set()
+        self._line.cut()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._lost is None:
+        if self._lost is None and not self.holder.released:
             gone = replace(self.holder, released=True)
             try:
-                swap(self._remote, self._line, gone, self._stored_md5)
-            except Exception:  # it runs out by itself
+                swap(self._remote, Line(patience_seconds=RELEASE_SECONDS), gone, self._stored_md5)
+            except Exception:
                 return
+            self.holder = gone
 
     def __enter__(self) -> Lease:
         self._thread = threading.Thread(target=self._keep, name="upload-lease")
@@ -189,7 +193,7 @@ def acquire(
     line = line or Line(patience_seconds=seconds)
     while True:
         found, was = line.ask(lambda: read(remote))
-        if found is not None and not is_free(found, wall()):
+        if found is not None and not is_free(found):
             say(f"the bucket says that {found} writes this run; waiting to see whether it does")
             found, was = watched(remote, line, found, clock, wait)
         holder = Holder(
@@ -227,13 +231,10 @@ def watched(
             return held, was
 
 
-def is_free(found: Holder, wall_now: float) -> bool:
+def is_free(found: Holder) -> bool:
     """Whether a lease may be taken without watching it first."""
-    return (
-        found.released
-        or wall_now > found.expires_at + LONG_AGO_SECONDS
-        or (bool(found.machine) and found.machine == this_machine() and not is_alive(found.pid))
-    )
+    here = bool(found.machine) and found.machine == this_machine()
+    return found.released or (here and not is_alive(found.pid))
 
 
 def read(remote: Remote) -> tuple[Holder | None, str | None]:

@@ -151,6 +151,12 @@ def read_ledger(path: Path) -> list[Entry]:
     return found
 
 
+def highest_token(entries: list[Entry], url: str) -> int:
+    """The highest token of a lease on this bucket that a process here ever held; 0: none did."""
+    ours = (entry for entry in entries if entry.get("url") == url)
+    return max((int(e["token"]) for e in ours if e.get("event") == "leased"), default=0)
+
+
 def verified_copies(entries: list[Entry], url: str | None = None) -> dict[str, int]:
     """Prefix -> step of every copy that was verified in a bucket and not deleted since.
 

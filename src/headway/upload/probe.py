@@ -20,6 +20,8 @@ from headway.errors import RemoteError
 from headway.records import Finding
 from headway.upload.remote import Changed, Exists, Refused, Remote, Temporary
 
+NO_ANSWER = "upload: no answer"
+"""The name of the finding that may be another one in a minute: the bucket is down."""
 TRIES = 3
 PAUSE_SECONDS = 1.0
 
@@ -176,7 +178,7 @@ def _asked(doing: str, request: Callable[[], T]) -> T:
                 raise _Blocked(
                     Finding(
                         level="blocker",
-                        name="upload",
+                        name=NO_ANSWER,
                         what=str(error),
                         why=f"the bucket did not answer {TRIES} times in a row",
                         fix="Check the network, the endpoint (AWS_ENDPOINT_URL_S3) and the store",

@@ -104,7 +104,13 @@ def leftovers(
     return found
 
 
-def clean(found: Sequence[Leftover], remote: Remote, line: Line) -> None:
-    """Delete what ``leftovers`` found."""
+def clean(
+    found: Sequence[Leftover], remote: Remote, line: Line, before_delete: Callable[[], None]
+) -> None:
+    """Delete what ``leftovers`` found, under the lease: whoever sends could be using it.
+
+    ``before_delete`` raises to prevent the next deletion (a lost lease).
+    """
     for leftover in found:
+        before_delete()
         delete(leftover.copy, remote, line)

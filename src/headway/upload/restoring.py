@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from headway.upload.layout import (
 )
 from headway.upload.ledger import Ledger
 from headway.upload.line import Line
+from headway.upload.objects import RemoteFile
 from headway.upload.parallel import run_all
 from headway.upload.remote import Remote
 from headway.upload.run_files import bring, read_small
@@ -118,16 +119,19 @@ def restore(
     reserve_bytes: int = RESERVE_BYTES,
     threads: int = 4,
     line: Line | None = None,
+    objects: Sequence[RemoteFile] | None = None,
 ) -> Restored | None:
     """Bring back the newest whole state; None if the bucket has none that is ``newer_than``.
 
     ``newer_than``: (attempt, step) of the newest good local checkpoint: a later attempt's state is
-    newer whatever its step. Local checkpoints that the restored one takes back are moved to
+    newer whatever its step. ``objects``: all that lies there, where that was listed just before.
+    Local checkpoints that the restored one takes back are moved to
     ``superseded/``. Raises CheckpointError if there are copies, none is whole and nothing good is
     here; StorageFull before anything is fetched; RemoteError when the bucket cannot be asked.
     """
     line = line or Line()
-    objects = line.ask(lambda: remote.list(""))
+    if objects is None:
+        objects = line.ask(lambda: remote.list(""))
     since = first_attempt(objects)
     candidates = [
         copy

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from headway.errors import RemoteError
-from headway.upload.archive import Kind, packed
+from headway.upload.archive import Kind, packed, zstd_errors
 from headway.upload.faults import Exists
 from headway.upload.layout import FileFact, Parcel, archive_fact, lacking
 from headway.upload.line import Line
@@ -81,7 +81,7 @@ def send(
         def send_one(name: str) -> None:
             contents[name] = content = hashed(*sources[name])
             if not is_same(there.get(name), content, remote, line):
-                put(parcel.prefix + name, content, remote, line, on_wrong)
+                put(parcel.prefix + name, content, remote, line, on_wrong, looks=False)
 
         largest_first = sorted(sources, key=lambda name: -sources[name][1].bytes)
         jobs = [partial(send_one, name) for name in largest_first]
@@ -100,18 +100,29 @@ def held(remote: Remote, line: Line, prefix: str) -> dict[str, RemoteFile]:
 
 
 def put(
-    key: str, content: Content, remote: Remote, line: Line, on_wrong: Callable[[str], None]
+    key: str,
+    content: Content,
+    remote: Remote,
+    line: Line,
+    on_wrong: Callable[[str], None],
+    *,
+    looks: bool = True,
 ) -> RemoteFile:
     """Send one object and compare it with the store's own size and checksum.
+
+    ``looks``: by asking for the object; False where all of them are listed afterwards anyway: then
+    the checksum in the store's answer to the upload is enough until then.
 
     An object that is already there with the same content is a success: its reply was lost, or an
     earlier process sent it. One with other content is never overwritten: it is deleted and sent
     again, which is safe because no manifest that could name it exists yet.
     """
     for _ in range(TRIES_PER_FILE):
+        stored = None
         with contextlib.suppress(Exists):
-            line.ask(lambda: remote.put(key, content.source, sent=line.moved))
-        stored = line.ask(lambda: remote.head(key))
+            stored = line.ask(lambda: remote.put(key, content.source, sent=line.moved))
+        if looks or stored is None or stored.md5 is None:
+            stored = line.ask(lambda: remote.head(key))
         if stored is not None and is_same(stored, content, remote, line):
             return stored
         if stored is not None:
@@ -164,12 +175,14 @@ def refuse_damaged(parcel: Parcel, there: Mapping[str, RemoteFile], remote: Remo
 @contextlib.contextmanager
 def packed_or_unsendable(parcel: Parcel, archive: Kind) -> Iterator[Path]:
     """The archive of a parcel whose files are good; Unsendable if the disk has no room for it."""
+    failures: tuple[type[Exception], ...] = (OSError, *zstd_errors(archive))
     try:
         with packed(parcel, archive) as packet:
             yield packet
-    except OSError as error:
+    except failures as error:
+        why = getattr(error, "strerror", None) or error
         raise Unsendable(
-            f"{parcel.name} could not be packed: {error.strerror or error}. An archive needs as "
+            f"{parcel.name} could not be packed: {why}. An archive needs as "
             "much free disk as the checkpoint; upload.archive: none needs none"
         ) from error
 

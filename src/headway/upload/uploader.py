@@ -10,22 +10,25 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from headway.errors import RemoteError
 from headway.system import lower_priority
 from headway.upload.layout import CHECKPOINTS, Copy, Parcel, copies
 from headway.upload.lease import Lease, LeaseLost
-from headway.upload.ledger import Known, Ledger, Progress, UploadEvent
+from headway.upload.ledger import Ledger, Progress, UploadEvent
 from headway.upload.line import Cut, Line
+from headway.upload.outbox import Outbox
 from headway.upload.pruning import Expendable, prune
 from headway.upload.remote import Remote
 from headway.upload.run_files import RunFiles
 from headway.upload.sending import Unsendable, send
 
+Join = Callable[[Line, Callable[[str], None]], Lease]
+"""(line, what to say to a person) -> the lease, under which everything may be sent."""
 REST_SECONDS = 60.0
 """After patience ran out the next try waits for the next save, or for this long."""
 CLOSE_SECONDS = 30.0
@@ -41,6 +44,7 @@ class Uploader:
         journal: Path,
         attempt: int,
         lease: Lease | None = None,
+        join: Join | None = None,
         parallel_files: int = 4,
         bandwidth_bytes_per_second: float | None = None,
         archive: Literal["none", "tar", "tar.zst"] = "none",
@@ -53,6 +57,8 @@ class Uploader:
     ) -> None:
         """``journal``: the uploader's own, in the run directory. ``attempt``: the lease's token.
 
+        ``join`` gets the lease later, where the bucket was down: it is called on the uploader's
+        thread before anything is sent, until it returns. RemoteError: again; LeaseLost: never.
         ``expendable`` says what may go from the bucket (None: nothing), ``skippable`` what of the
         queue need not be sent any more (None: all but the newest). ``clock``, ``pause`` and
         ``chance`` are for tests.
@@ -60,10 +66,10 @@ class Uploader:
         self.remote = remote
         self.attempt = attempt
         self._lease = lease
+        self._join = join
         self._threads = parallel_files
         self._archive = archive
         self._expendable = expendable
-        self._skippable = skippable or all_but_newest
         self._clock = clock
         self._line = Line(
             patience_seconds=patience_seconds,
@@ -73,16 +79,11 @@ class Uploader:
             chance=chance,
         )
         self._ledger = Ledger(journal, remote.url)
-        self._known = Known(journal, remote.url)
         self._run_files = RunFiles(attempt)
+        self._outbox = Outbox(journal, remote.url, skippable)
         self._changed = threading.Condition()
-        self._queue: dict[int, Parcel] = {}
-        self._in_flight: Parcel | None = None
-        self._sent_before = 0
-        self._busy_seconds = 0.0
-        self._scores: dict[int, float] = {}
-        self._events: list[UploadEvent] = []
-        self._unwritten: list[tuple[str, dict[str, Any]]] = []
+        self._moved_before = 0
+        self._began = 0.0
         self._failure: RemoteError | None = None
         self._resting = False
         self._closing = False
@@ -97,14 +98,8 @@ class Uploader:
         at once: nothing is read, written or asked here.
         """
         with self._changed:
-            if scores is not None:
-                self._scores = dict(scores)
-            known = self._known.verified.get(parcel.step) == parcel.prefix
-            if self._closing or known or parcel == self._in_flight:
+            if self._closing or not self._outbox.add(parcel, scores):
                 return
-            claimed = parcel.prefix in self._known.claims
-            (self._known.claimed if claimed else self._queue)[parcel.step] = parcel
-            self._skip()
             self._resting = False
             self.start()
             self._changed.notify_all()
@@ -126,24 +121,22 @@ class Uploader:
     def pending(self) -> frozenset[int]:
         """Steps queued or in flight: not to be pruned. What was skipped is not among them."""
         with self._changed:
-            flying = {self._in_flight.step} if self._in_flight else set()
-            return frozenset(self._queue.keys() | self._known.claimed.keys() | flying)
+            return self._outbox.pending()
 
     def unsendable(self) -> frozenset[int]:
         """Steps that cannot be sent, and nothing newer is in the bucket instead."""
         with self._changed:
-            return frozenset(self._known.lost())
+            return frozenset(self._outbox.known.lost())
 
     def verified(self) -> frozenset[int]:
         """Steps of which the bucket holds a verified copy."""
         with self._changed:
-            return frozenset(self._known.verified)
+            return frozenset(self._outbox.known.verified)
 
     def collect(self) -> list[UploadEvent]:
         """What happened since the last call."""
         with self._changed:
-            events, self._events = self._events, []
-            return events
+            return self._outbox.collect()
 
     def failure(self) -> RemoteError | None:
         """Why the newest is not in the bucket; None again when a later try succeeded.
@@ -151,7 +144,7 @@ class Uploader:
         Unsendable: this checkpoint never will be, a newer one can be.
         """
         with self._changed:
-            return self._failure or next(iter(self._known.lost().values()), None)
+            return self._failure or next(iter(self._outbox.known.lost().values()), None)
 
     # ------------------------------------------------------------- the end
 
@@ -185,18 +178,14 @@ class Uploader:
     def progress(self) -> Progress:
         """How far it is."""
         with self._changed:
-            flying = [self._in_flight] if self._in_flight else []
-            queued = self._known.claimed | self._queue
-            waiting = [queued[step] for step in sorted(queued, reverse=True)]
-            moved = self._line.sent_bytes - self._sent_before if flying else 0
-            left = sum(p.bytes for p in waiting) + sum(max(0, p.bytes - moved) for p in flying)
-            rate = self._line.sent_bytes / self._busy_seconds if self._busy_seconds else None
-            return Progress(
-                steps=tuple(parcel.step for parcel in (*flying, *waiting)),
-                left_bytes=left,
-                bytes_per_second=rate,
-                waiting_for=str(self._failure or ""),
+            moved = self._line.sent_bytes - self._moved_before
+            return self._outbox.progress(
+                moved, self._clock() - self._began, str(self._failure or "")
             )
+
+    def cut(self) -> None:
+        """Send nothing more from now on; returns at once."""
+        self._line.cut()
 
     def close(self, deadline_seconds: float = CLOSE_SECONDS) -> None:
         """Send the end of the journal if the line works, and stop; what is queued stays unsent."""
@@ -227,6 +216,8 @@ class Uploader:
     def _work(self) -> None:
         try:
             lower_priority()
+            if not self._joined():
+                return
             self._confirm()
             while (parcel := self._next()) is not None:
                 self._send(parcel)
@@ -238,19 +229,48 @@ class Uploader:
         except BaseException as error:
             self._give_up(error)
 
+    def _joined(self) -> bool:
+        """Get the lease of a bucket that was down before; False at the end.
+
+        Tried at each save, and after REST_SECONDS.
+        """
+        while self._join is not None:
+            try:
+                lease = self._join(self._line, self._warn)
+            except RemoteError as error:
+                with self._changed:
+                    self._failure, self._resting = error, True
+                    self._changed.notify_all()
+                    if self._rested(for_ever=isinstance(error, LeaseLost)):
+                        return False
+                continue
+            with self._changed:
+                self._lease, self._join, self._failure = lease, None, None
+                self._run_files.attempt = lease.token
+                self._changed.notify_all()
+        if self._lease:
+            self._ledger.append("leased", token=self._lease.token)
+        return True
+
+    def _rested(self, for_ever: bool) -> bool:
+        """Wait for the next save or for REST_SECONDS; whether it is the end. Holds the lock."""
+        self._changed.wait_for(
+            lambda: self._closing or not (for_ever or self._resting),
+            None if for_ever else REST_SECONDS,
+        )
+        return self._closing
+
     def _confirm(self) -> None:
         """Ask the bucket which of the copies that the ledger claims stand there; queue the others.
 
         Once, before anything is sent: somebody may have deleted them.
         """
         listed: list[Copy] = []
-        if self._known.claims:
+        if self._outbox.known.claims:
             with contextlib.suppress(RemoteError):  # then each is asked for, which says why not
                 listed = copies(self._line.ask(lambda: self.remote.list(CHECKPOINTS)))
         with self._changed:
-            missing = {parcel.step: parcel for parcel in self._known.confirm(listed)}
-            self._queue = missing | self._queue
-            self._skip()
+            self._outbox.confirm(listed)
             self._changed.notify_all()
 
     def _next(self) -> Parcel | None:
@@ -258,20 +278,19 @@ class Uploader:
         with self._changed:
             while True:
                 lost = isinstance(self._failure, LeaseLost)
-                if self._line.is_cut or (self._closing and (self._resting or not self._queue)):
+                if self._line.is_cut or (self._closing and (self._resting or not self._outbox)):
                     return None
-                if self._queue and not self._resting and not lost:
-                    self._in_flight = self._queue.pop(max(self._queue))
-                    self._sent_before = self._line.sent_bytes
-                    return self._in_flight
-                rests = bool(self._queue) and not lost
+                if self._outbox and not self._resting and not lost:
+                    self._moved_before, self._began = self._line.sent_bytes, self._clock()
+                    return self._outbox.take()
+                rests = bool(self._outbox) and not lost
                 if not self._changed.wait(REST_SECONDS if rests else None):
                     self._resting = False
 
     def _send(self, parcel: Parcel) -> None:
-        started, retries, sent = self._clock(), self._line.retries, self._line.sent_bytes
+        retries = self._line.retries
         failure: RemoteError | None = None
-        outcome, why = "sent", ""
+        is_sent = False
         try:
             send(
                 parcel,
@@ -280,47 +299,39 @@ class Uploader:
                 threads=self._threads,
                 archive=self._archive,
                 before_commit=self._before_commit,
-                on_wrong=lambda what: self._note(UploadEvent(
-                    kind="warning", step=parcel.step, why=what)),
-            )  # fmt: skip
+                on_wrong=lambda what: self._warn(what, parcel.step),
+            )
             self._ledger.append(
                 "sent",
                 sync=True,
                 step=parcel.step,
                 prefix=parcel.prefix,
                 bytes=parcel.bytes,
-                seconds=round(self._clock() - started, 3),
+                seconds=round(self._clock() - self._began, 3),
             )
+            is_sent = True
         except Cut:
-            outcome = "cut"
+            pass
         except RemoteError as error:
-            outcome, why, failure = "failed", str(error), error
+            failure = error
         event = UploadEvent(
-            kind="failed" if outcome == "failed" else "sent",
+            kind="failed" if failure else "sent",
             step=parcel.step,
-            bytes=self._line.sent_bytes - sent,
-            seconds=self._clock() - started,
+            bytes=self._line.sent_bytes - self._moved_before,
+            seconds=self._clock() - self._began,
             retries=self._line.retries - retries,
-            why=why,
+            why=str(failure or ""),
         )
         with self._changed:
-            self._busy_seconds += event.seconds
-            self._failure = None if isinstance(failure, Unsendable) else failure
-            self._in_flight = None
-            if outcome == "sent":
-                self._known.add(parcel)
-            elif isinstance(failure, Unsendable):
-                self._known.refuse(parcel, failure)
+            unsendable = isinstance(failure, Unsendable)
+            self._failure = None if unsendable else failure
+            if is_sent:
+                self._outbox.sent(parcel, event)
             else:
-                self._queue.setdefault(parcel.step, parcel)
-                self._resting = True
-                self._skip()
-            if outcome != "cut":
-                self._events.append(event)
-            if outcome == "failed":
-                self._unwritten.append(("failed", {"step": parcel.step, "why": why}))
+                self._outbox.failed(parcel, failure, event)
+                self._resting = self._resting or not unsendable
             self._changed.notify_all()
-        if outcome == "sent":
+        if is_sent:
             self._prune(parcel.step)
 
     def _before_commit(self) -> None:
@@ -332,18 +343,18 @@ class Uploader:
     def _prune(self, step: int) -> None:
         if self._expendable is None:
             return
-        known = set(self._known.verified.values())
+        known = set(self._outbox.known.verified.values())
         try:
             gone = prune(
                 self.remote,
                 self._line,
                 self._expendable,
-                dict(self._scores),
+                dict(self._outbox.scores),
                 lambda copy: copy.prefix in known,
                 self._lease.check if self._lease else lambda: None,
             )
         except RemoteError as error:
-            self._note(UploadEvent(kind="warning", step=step, why=f"nothing was deleted: {error}"))
+            self._warn(f"nothing was deleted: {error}", step)
             return
         for copy in gone:
             self._forget(copy)
@@ -351,26 +362,19 @@ class Uploader:
     def _forget(self, copy: Copy) -> None:
         self._ledger.append("deleted", step=copy.step, prefix=copy.prefix)
         with self._changed:
-            self._known.forget(copy)
-            self._events.append(UploadEvent(kind="deleted", step=copy.step, bytes=copy.bytes))
+            self._outbox.known.forget(copy)
+            self._outbox.note(UploadEvent(kind="deleted", step=copy.step, bytes=copy.bytes))
             self._changed.notify_all()
 
-    def _skip(self) -> None:
-        """Drop from the queue what need not be sent any more. Holds the lock already."""
-        steps = [*self._queue, *([self._in_flight.step] if self._in_flight else [])]
-        for step in self._skippable(steps, self._scores):
-            if self._queue.pop(step, None):
-                self._events.append(UploadEvent(kind="skipped", step=step))
-                self._unwritten.append(("skipped", {"step": step}))
-
-    def _note(self, event: UploadEvent) -> None:
+    def _warn(self, what: str, step: int | None = None) -> None:
         with self._changed:
-            self._events.append(event)
+            at = step if step is not None else max(self._outbox.pending(), default=0)
+            self._outbox.note(UploadEvent(kind="warning", step=at, why=what))
 
     def _write_down(self) -> None:
         """Put what happened meanwhile into the ledger; here, because training never waits."""
         with self._changed:
-            entries, self._unwritten = self._unwritten, []
+            entries = self._outbox.to_write()
         for name, facts in entries:
             self._ledger.append(name, **facts)
 
@@ -379,18 +383,10 @@ class Uploader:
         failure = RemoteError(f"the uploader stopped: {type(error).__name__}: {error}")
         failure.__cause__ = error
         with self._changed:
-            step = self._in_flight.step if self._in_flight else max(self.pending(), default=0)
-            if self._in_flight:
-                self._queue.setdefault(step, self._in_flight)
-            self._in_flight = None
-            self._events.append(UploadEvent(kind="failed", step=step, why=str(failure)))
-            self._unwritten.append(("failed", {"step": step, "why": str(failure)}))
+            step = self._outbox.put_back()
+            event = UploadEvent(kind="failed", step=step, why=str(failure))
+            self._outbox.note(event, written=True)
             self._failure = failure
             self._resting = True
             self._thread = None  # the next save begins another
             self._changed.notify_all()
-
-
-def all_but_newest(steps: Collection[int], scores: Mapping[int, float]) -> list[int]:
-    """Of what waits, only the newest is worth sending."""
-    return sorted(steps)[:-1]
