@@ -41,6 +41,7 @@ class Said(Quiet):
         self.lines.append(what)
 
 
+@pytest.mark.fault(42, 57)
 @pytest.mark.parametrize("step", range(1, 7))
 def test_killed_and_the_machine_lost_another_one_ends_with_the_same_bits(tmp_path, whole, step):
     bucket = tmp_path / "bucket"
@@ -71,6 +72,7 @@ def test_the_bucket_has_everything_at_the_end_and_only_what_it_keeps(tmp_path):
     assert b"".join(piece.read_bytes() for piece in pieces) == journal, "the stop line too"
 
 
+@pytest.mark.fault(40)
 def test_a_second_machine_is_refused_while_the_first_trains(tmp_path):
     bucket = tmp_path / "bucket"
     with acquire(Remote(str(bucket / "run")), seconds=0.5):
@@ -98,6 +100,7 @@ def test_a_fresh_run_is_what_comes_back_afterwards(tmp_path):
     assert place == (2, 6)
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("required", [False, True])
 def test_a_bucket_that_refuses_stops_the_run_only_when_it_is_required(
     tmp_path, monkeypatch, required, whole
@@ -128,6 +131,7 @@ def test_a_bucket_that_refuses_stops_the_run_only_when_it_is_required(
     assert copies[-1].step == 6
 
 
+@pytest.mark.fault(48, 53)
 def test_what_waits_for_the_bucket_is_not_pruned_here(tmp_path, monkeypatch):
     """keep_last 1, and a bucket that takes nothing before the end of training."""
     real = Remote.put
@@ -152,6 +156,7 @@ def test_what_waits_for_the_bucket_is_not_pruned_here(tmp_path, monkeypatch):
     assert 6 in [c.step for c in remote_checkpoints(Remote(str(tmp_path / "bucket/run")))]
 
 
+@pytest.mark.fault(40)
 def test_a_machine_that_lost_its_lease_stops_after_a_save(tmp_path):
     """Another took over while this one was paused."""
     bucket = tmp_path / "bucket"

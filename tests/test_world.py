@@ -41,6 +41,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     return list(timeline(read(run / "journal.jsonl")))
 
 
+@pytest.mark.fault(45)
 def test_two_ranks_train_what_one_rank_trains(tmp_path: Path) -> None:
     tree = {"task": {"dropout": 0.0}, "evaluate": {"every_steps": 3, "worst_rows": 3}}
     alone = toy_config(tmp_path / "one", **tree)
@@ -67,6 +68,7 @@ def test_two_ranks_train_what_one_rank_trains(tmp_path: Path) -> None:
     assert rows[0] == rows[1] and evaluations[1]["rows"] == 6
 
 
+@pytest.mark.fault(45)
 def test_a_run_moves_between_one_and_two_ranks(tmp_path: Path) -> None:
     """Promise 3: on another number of ranks every step still sees the same global batch."""
     tree = {"task": {"dropout": 0.0}, "train": {"horizon": {"steps": 6}}}
@@ -105,6 +107,7 @@ def test_two_ranks_train_a_language_model_as_one_does(tmp_path: Path) -> None:
     assert twos == pytest.approx(ones, rel=1e-4)
 
 
+@pytest.mark.fault(45)
 def test_fewer_rows_than_ranks_is_refused(tmp_path: Path) -> None:
     config = toy_config(tmp_path, train={"batch_size": 1})
     config.save(tmp_path / "c.yaml")

@@ -24,6 +24,7 @@ needs_strace = pytest.mark.skipif(
 )
 
 
+@pytest.mark.fault(1, 2, 3, 4, 5, 6, 8)
 @needs_strace
 def test_a_kill_at_every_call_loses_nothing_and_loads_nothing_corrupt(tmp_path, table):
     found = sweep(tmp_path, "real", "signal=SIGKILL")
@@ -54,6 +55,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.fault(12, 13)
 @needs_strace
 @pytest.mark.parametrize(("call", "error"), FAULTS)
 def test_an_error_at_every_call_is_survived_by_the_same_process(tmp_path, table, call, error):

@@ -108,6 +108,7 @@ def goes_on(forks: Forks, config: Path, whole: Path) -> None:
     assert outcome.clean, outcome
 
 
+@pytest.mark.fault(34, 37)
 @pytest.mark.parametrize("number", BOTH, ids=lambda n: n.name)
 @pytest.mark.parametrize(("where", "phase", "sections"), CASES, ids=[c[0] for c in CASES])
 def test_a_signal_ends_the_attempt_with_a_checkpoint_of_its_last_step(
@@ -149,6 +150,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_half_done(
     table((number.name, f"training, {phase.__name__}", 1, 1, 0, 0, 0))
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize(
     ("where", "phase", "sections"), [CASES[0], CASES[1]], ids=["in a step", "in a save"]
 )
