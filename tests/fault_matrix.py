@@ -175,7 +175,9 @@ REMARKS = {
 
 def unplanted() -> dict[int, str]:
     """Fault -> why no test here plants it."""
-    found = {n: f"not built ({room}): {why}" for room, ns in NOT_BUILT.items() for n, why in ns.items()}
+    found = {
+        n: f"not built ({room}): {why}" for room, ns in NOT_BUILT.items() for n, why in ns.items()
+    }
     return found | {n: f"cannot happen: {why}" for n, why in CANNOT_BE.items()}
 
 
@@ -216,19 +218,19 @@ def is_marker(node: ast.AST) -> bool:
 def page() -> str:
     """The table for people."""
     tests, reasons = planted(), unplanted()
+    missing = sum(map(len, NOT_BUILT.values()))
     lines = [
         "# The fault matrix",
         "",
         "<!-- written by tests/fault_matrix.py: `make docs` -->",
         "",
-        "What can happen to a run, by number, and the tests that make it happen. A test counts only",
-        "if it plants the fault, or its exact equal, and asks for the outcome; it names the number",
-        "with `@pytest.mark.fault`. `tests/test_fault_matrix.py` keeps this page and the markers",
+        "What can happen to a run, by number, and the tests that make it happen. A test counts if",
+        "it plants the fault, or its exact equal, and asks for the outcome; it names the number by",
+        "`@pytest.mark.fault`. `tests/test_fault_matrix.py` keeps this page and the markers",
         "together. What was measured under these faults is in [reliability.md](reliability.md).",
         "",
-        f"**{len(tests)} of {len(FAULTS)} are planted, {sum(map(len, NOT_BUILT.values()))} belong to "
-        f"parts that are not built, {len(CANNOT_BE)} cannot happen here.** Tests in `crash` and "
-        "`services` run with",
+        f"**{len(tests)} of {len(FAULTS)} are planted, {missing} belong to parts that are not",
+        f"built, {len(CANNOT_BE)} cannot happen here.** Tests in `crash` and `services` run with",
         "`make crash` and `make services`, the others with `make test`.",
     ]
     for title, numbers in GROUPS.items():

@@ -318,6 +318,24 @@ def test_newest_is_by_step_never_by_time(store):
     assert store.newest_good(at_or_before=9)[0].step == 7
 
 
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("kind", ["empty", "a step that is gone", "an older step", "a link"])
+def test_what_others_point_to_as_the_newest_counts_for_nothing(store, kind):
+    """There is no pointer of ours; one that a person or another tool left is not believed."""
+    for step in (1, 2, 3):
+        save(store, step)
+    for folder in (store.directory, store.root):
+        if kind == "a link":
+            (folder / "latest").symlink_to(store.directory / "step-00000001")
+        else:
+            text = {"empty": "", "an older step": "step-00000001"}.get(kind, "step-00000009")
+            (folder / "latest").write_text(text)
+    assert store.newest_good()[0].step == 3
+    assert [c.step for c in store.checkpoints()] == [1, 2, 3]
+    store.prune(Retention(keep_last=1, keep_best=1))
+    assert store.newest_good()[0].step == 3 and store.sweep() == []
+
+
 @pytest.mark.fault(26)
 def test_if_all_are_damaged_the_run_stops_now_and_at_the_next_start(store):
     for step in (1, 2):

@@ -74,7 +74,7 @@ def broken_promise(state: State, root: Path) -> str:
     if found and any((found.path / n).read_bytes() != d for n, d in payload(newest).items()):
         return f"step {newest} is not as it was saved"
     there = {checkpoint.step: checkpoint for checkpoint in store.checkpoints()}
-    if BEST <= acknowledged and (BEST not in there or verify(there[BEST])):
+    if acknowledged >= BEST and (BEST not in there or verify(there[BEST])):
         return "the best is gone"
     told = {event["step"] for event in scan(root / "journal.jsonl").events}
     promised = {what[1] for what in state.said if isinstance(what, tuple)}

@@ -1,8 +1,9 @@
 """A signal asks; the loop answers at the next step boundary.
 
-*Promises.* The first SIGTERM or SIGINT only sets a flag, so a step, a save and an evaluation are
-never torn. The second one ends the process at once, which can lose no committed work. Before
-``arm`` is called there is nothing to save, and the first signal already ends the process.
+*Promises.* The first SIGTERM, SIGINT or SIGHUP (the terminal is gone) only sets a flag, so a step,
+a save and an evaluation are never torn. The second one ends the process at once, which can lose no
+committed work. Before ``arm`` is called there is nothing to save, and the first signal already ends
+the process.
 
 *Does not promise.* A grace period: while the main thread sits in one long call into C, Python runs
 no handler, so a save by the clock is the contract and the signal only improves on it.
@@ -20,11 +21,14 @@ from typing import Any
 
 from headway.records import StopReason
 
-ASKING = (signal.SIGTERM, signal.SIGINT)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals:
-    """Context manager that turns SIGTERM and SIGINT into a flag."""
+    """Context manager that turns requests to stop into a flag.
+
+    One that was ignored on purpose (``nohup``) stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -34,7 +38,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in ASKING}
+            asking = [n for n in ASKING if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._take) for number in asking}
         return self
 
     def arm(self) -> None:
