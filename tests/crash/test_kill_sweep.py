@@ -50,12 +50,14 @@ FAULTS = [
     ("write", "ENOSPC"),
     ("write", "EDQUOT"),
     ("mkdir", "ENOSPC"),
+    ("mkdir", "EROFS"),
+    ("write", "EROFS"),
     ("rename", "EIO"),
     ("unlinkat", "EIO"),
 ]
 
 
-@pytest.mark.fault(12, 13)
+@pytest.mark.fault(12, 13, 15)
 @needs_strace
 @pytest.mark.parametrize(("call", "error"), FAULTS)
 def test_an_error_at_every_call_is_survived_by_the_same_process(tmp_path, table, call, error):
