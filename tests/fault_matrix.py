@@ -158,19 +158,26 @@ CANNOT_BE = {
 """Faults that this design has no place for, and what stands there instead."""
 
 REMARKS = {
+    7: "a model of the disk, as harsh as POSIX allows: no disk was cut off",
     10: "training goes on without a save for as long as the disk is full; there is no limit to "
     "the number of failures, and 77 comes at the end",
     11: "256 MiB are kept free instead of a ballast file; a journal that meets the end of the "
     "disk ends the attempt with 77 and cannot note it. Tracker files: see 75",
+    15: "suddenly: by injected errors at every mkdir and write of the store; a run ends with "
+    "the error, its last good save in place",
     18: "a second save waits for the first; the interval stays as configured",
     25: "a file too many is refused too, because a loader may pick it up",
+    34: "no grace is configured: the save begins at once, and 36 is what is left without time",
     43: "there is no override: another run, or a warm start from this one's weights",
     46: "going back a checkpoint is offered, skipping a batch is not",
     62: "a record that cannot be read is always an error; one that teaches nothing is dropped, "
     "counted and limited",
     63: "there is no flag to accept it: --fresh, or a warm start",
+    69: "torchrun's exit code is its own, not 70",
+    76: "how long a save takes is not known before the first one, the wait for the bucket is not "
+    "in the reserve, and nothing ends a machine whose trainer is gone",
 }
-"""What a tested fault's row in the first list of demands asked for beyond that."""
+"""What is not as one might expect where the fault is tested."""
 
 
 def unplanted() -> dict[int, str]:
@@ -237,7 +244,7 @@ def page() -> str:
         lines += ["", f"## {title}", "", "| | fault | tests |", "|---|---|---|"]
         for number in numbers:
             told = by_file(tests[number]) if number in tests else reasons[number]
-            remark = f". *Not so: {REMARKS[number]}*" if number in REMARKS else ""
+            remark = f". *But: {REMARKS[number]}*" if number in REMARKS else ""
             lines.append(f"| {number} | {FAULTS[number]} | {told}{remark} |")
     return "\n".join(lines) + "\n"
 
