@@ -49,3 +49,4 @@ demo: setup
 docs: setup
 	$(BIN)/python -m headway.config.reference docs/config.md
 	$(BIN)/python -m headway.cli.reference docs/commands.md
+	$(BIN)/python tests/fault_matrix.py

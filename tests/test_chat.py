@@ -133,6 +133,7 @@ def test_overlong_rows_can_be_dropped_or_refused():
         rendered({"messages": CHAT}, max_tokens=5, overlong="error")
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize(
     ("data", "message"),
     [

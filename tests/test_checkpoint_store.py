@@ -113,6 +113,7 @@ def test_a_failed_write_closes_the_partial_for_good(store):
     assert list(store.directory.iterdir()) == []
 
 
+@pytest.mark.fault(13)
 def test_a_failed_fsync_is_fatal_and_never_tried_again(store, monkeypatch):
     calls = []
 
@@ -130,6 +131,7 @@ def test_a_failed_fsync_is_fatal_and_never_tried_again(store, monkeypatch):
     assert len(calls) == 1 and store.checkpoints() == []
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_and_a_used_up_quota_are_named(store, monkeypatch, number):
     def full(fd, data):
@@ -149,6 +151,7 @@ def test_a_checkpoint_that_cannot_fit_is_refused_with_figures(store):
     assert not list(store.directory.iterdir())
 
 
+@pytest.mark.fault(14)
 def test_a_rename_that_reports_failure_but_happened_is_a_commit(store, monkeypatch):
     """NFS may retransmit (rename(2), BUGS): what lies there decides."""
     real = Path.rename
@@ -229,6 +232,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault(21, 22, 23, 24, 25, 33)
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_file_is_never_handed_out(store, kind, name):
@@ -243,12 +247,14 @@ def test_a_damaged_file_is_never_handed_out(store, kind, name):
     assert store.newest_good() == (good, [])
 
 
+@pytest.mark.fault(29)
 def test_an_lfs_pointer_is_called_one(store):
     checkpoint = save(store, 1)
     lfs_pointer(checkpoint.path / "optimizer.safetensors")
     assert "Git LFS" in verify(checkpoint)[0] and "optimizer.safetensors" in verify(checkpoint)[0]
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model/extra.json"])
 def test_a_file_the_manifest_does_not_name_is_damage(store, name):
     checkpoint = save(store, 1)
@@ -262,6 +268,7 @@ def test_a_hidden_file_that_a_desktop_left_is_not_damage(store):
     assert verify(checkpoint) == []
 
 
+@pytest.mark.fault(33)
 def test_a_linked_directory_is_damage(store, tmp_path):
     checkpoint = save(store, 1)
     (checkpoint.path / "model").rename(tmp_path / "away")
@@ -277,6 +284,7 @@ def test_a_checkpoint_under_another_steps_name_is_damage(store):
     assert found.step == 1 and "holds the manifest of step 2" in said[0]
 
 
+@pytest.mark.fault(21, 24)
 @pytest.mark.parametrize("bit", range(8))
 def test_every_flipped_bit_of_a_manifest_is_seen(store, bit):
     checkpoint = save(store, 1, rate=1e-05)
@@ -301,6 +309,7 @@ def test_trusting_sizes_alone_would_load_a_flipped_bit(store):
 # -- finding the newest ------------------------------------------------------------------------
 
 
+@pytest.mark.fault(41)
 def test_newest_is_by_step_never_by_time(store):
     for step in (10, 2, 7):
         os.utime(save(store, step).path, (step, 100 - step))
@@ -309,6 +318,25 @@ def test_newest_is_by_step_never_by_time(store):
     assert store.newest_good(at_or_before=9)[0].step == 7
 
 
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("kind", ["empty", "a step that is gone", "an older step", "a link"])
+def test_what_others_point_to_as_the_newest_counts_for_nothing(store, kind):
+    """There is no pointer of ours; one that a person or another tool left is not believed."""
+    for step in (1, 2, 3):
+        save(store, step)
+    for folder in (store.directory, store.root):
+        if kind == "a link":
+            (folder / "latest").symlink_to(store.directory / "step-00000001")
+        else:
+            text = {"empty": "", "an older step": "step-00000001"}.get(kind, "step-00000009")
+            (folder / "latest").write_text(text)
+    assert store.newest_good()[0].step == 3
+    assert [c.step for c in store.checkpoints()] == [1, 2, 3]
+    store.prune(Retention(keep_last=1, keep_best=1))
+    assert store.newest_good()[0].step == 3 and store.sweep() == []
+
+
+@pytest.mark.fault(26)
 def test_if_all_are_damaged_the_run_stops_now_and_at_the_next_start(store):
     for step in (1, 2):
         (save(store, step).path / "manifest.json").unlink()
@@ -326,6 +354,7 @@ def test_no_checkpoint_early_enough_is_an_error_not_a_fresh_start(store):
     assert store.newest_good()[0].step == 5
 
 
+@pytest.mark.fault(24)
 def test_a_checkpoint_of_a_newer_headway_is_left_where_it_is(store):
     checkpoint = save(store, 1)
     tree = json.loads((checkpoint.path / "manifest.json").read_bytes())
@@ -335,6 +364,7 @@ def test_a_checkpoint_of_a_newer_headway_is_left_where_it_is(store):
     assert checkpoint.path.is_dir()
 
 
+@pytest.mark.fault(42)
 def test_a_run_directory_can_be_moved(store, tmp_path):
     save(store, 1)
     shutil.copytree(store.directory, tmp_path / "other" / "checkpoints")
@@ -409,12 +439,14 @@ BAD_NAMES = [
 ]
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("name", [*BAD_NAMES, "manifest.json", "x" * 256])
 def test_a_name_that_could_leave_the_directory_is_refused(store, name):
     with pytest.raises(CheckpointError, match="cannot be the name"):
         store.open(1, 1).write(name, [b""])
 
 
+@pytest.mark.fault(33)
 def test_a_forged_manifest_cannot_name_a_file_outside(store):
     """Its own hash is right, because a forger can compute it; the name is still refused."""
     checkpoint = save(store, 1)

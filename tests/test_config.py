@@ -196,6 +196,7 @@ def test_the_fingerprint_ignores_key_order_and_how_numbers_are_written(write):
     assert prints | {fingerprint(load_config(write(written)))} == prints and len(prints) == 1
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize(
     ("override", "same"),
     [

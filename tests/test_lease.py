@@ -59,6 +59,7 @@ def test_a_second_machine_is_refused_with_who_and_when_while_the_first_renews():
     held.check()
 
 
+@pytest.mark.fault(40)
 def test_a_lease_that_nobody_renews_is_taken_with_the_next_token_and_the_old_holder_finds_out():
     bucket = Bucket()
     one, two = Machine(bucket), Machine(bucket)
@@ -122,6 +123,7 @@ def test_the_token_is_never_below_the_attempt_that_asks():
     assert Machine(bucket).acquire(at_least=3).token == 8
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("skew_seconds", [-3600, -90, 90, 3600, 365 * 86400])
 def test_no_clock_takes_a_lease_from_a_holder_that_renews_it(skew_seconds):
     bucket = Bucket()
@@ -183,6 +185,7 @@ def test_something_else_under_the_leases_name_is_an_error_that_says_so():
         Machine(bucket).acquire()
 
 
+@pytest.mark.fault(40)
 def test_a_paused_machine_commits_nothing_and_what_it_still_writes_is_never_newest(tmp_path):
     """Split brain: the first machine is paused past its lease, in the middle of an upload."""
     bucket = Bucket()

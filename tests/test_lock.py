@@ -63,6 +63,7 @@ class Child:
         self.process.stdout.close()
 
 
+@pytest.mark.fault(39)
 def test_a_second_process_is_refused_and_told_who_and_what_to_do(tmp_path):
     path = tmp_path / "lock"
     with Child(HOLD, path) as child:
@@ -84,6 +85,7 @@ def test_a_killed_holder_holds_nothing(tmp_path):
             assert holder(path).pid == os.getpid()
 
 
+@pytest.mark.fault(39)
 def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path):
     path = tmp_path / "lock"
     with Child(HOLD_AND_FORK, path) as child:

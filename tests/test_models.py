@@ -130,6 +130,7 @@ def test_the_guard_for_four_bit_layers_switches_the_repacking_off() -> None:
     assert model[0].support_avx512bf16_for_cpu is False
 
 
+@pytest.mark.fault(29)
 def test_an_lfs_pointer_in_place_of_weights_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(DataError, match="git lfs pull"):

@@ -199,6 +199,7 @@ def test_more_truncated_rows_than_allowed_are_refused(tmp_path):
     assert splits.train.lengths.max() == 128
 
 
+@pytest.mark.fault(62)
 def test_rows_that_teach_nothing_are_dropped_counted_and_limited(tmp_path):
     rows = [
         *questions(7),

@@ -68,6 +68,7 @@ def damage(bucket: Bucket, step: int, name: str) -> None:
 # ------------------------------------------------------------------ the whole way
 
 
+@pytest.mark.fault(57)
 def test_an_empty_machine_gets_the_newest_state_config_and_journal_back(there, tmp_path):
     bucket, run = there
     empty = tmp_path / "second" / "run"
@@ -100,6 +101,7 @@ def two_saves(tmp_path_factory):
     return bucket
 
 
+@pytest.mark.fault(58)
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -157,6 +159,7 @@ def test_a_download_that_is_believed_would_be_seen(there, tmp_path, monkeypatch)
 # ------------------------------------------------------------------ bad copies
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "adapter.safetensors"])
 def test_a_bad_copy_is_named_and_the_one_before_it_is_taken(there, tmp_path, name):
     bucket, _ = there
@@ -203,6 +206,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_manifest_whose_names_leave_the_directory_is_refused(there, tmp_path, name):
     bucket, _ = there
@@ -232,6 +236,7 @@ def test_only_what_the_manifest_names_is_fetched(there, tmp_path):
     assert not list(tmp_path.rglob("evil.bin")) and any("evil.bin" in line for line in said)
 
 
+@pytest.mark.fault(33)
 def test_a_download_that_arrives_as_a_link_is_refused(there, tmp_path):
     bucket, run = there
 
@@ -247,6 +252,7 @@ def test_a_download_that_arrives_as_a_link_is_refused(there, tmp_path):
         restore_run(Linking(bucket), tmp_path / "two", lambda line: None)
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("kind", ["extra", "link", "size", "truncated"])
 def test_an_archive_may_hold_nothing_but_the_files(tmp_path, kind):
     import io
@@ -301,6 +307,7 @@ def test_a_manifest_that_lies_or_is_none_is_refused_in_words(tmp_path, manifest)
 # ------------------------------------------------------------------ both sides
 
 
+@pytest.mark.fault(59)
 def test_a_newer_state_here_is_kept_and_a_newer_one_there_is_fetched(there, tmp_path):
     bucket, run = there
     saved(run, 400)
@@ -310,6 +317,7 @@ def test_a_newer_state_here_is_kept_and_a_newer_one_there_is_fetched(there, tmp_
     assert back(bucket, run).step == 300
 
 
+@pytest.mark.fault(59)
 def test_a_damaged_newest_here_is_replaced_from_there_and_kept_aside(there):
     bucket, run = there
     file = run / "checkpoints/step-00000300/state.json"
@@ -329,6 +337,7 @@ def test_a_bad_newer_copy_does_not_stop_a_machine_that_has_a_good_state(there, t
     assert "WARNING" in said[-1] and newest_here(run) == (1, 200)
 
 
+@pytest.mark.fault(59)
 def test_another_machine_went_on_meanwhile_its_state_counts_and_nothing_here_is_deleted(
     there, tmp_path
 ):

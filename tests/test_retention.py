@@ -56,6 +56,7 @@ def test_deleting_what_is_expendable_leaves_nothing_more_to_delete(steps, scores
     assert expendable(kept, scores, policy) == []
 
 
+@pytest.mark.fault(19)
 def test_nan_and_none_are_never_the_best():
     scores = {1: math.nan, 2: None, 3: 2.0, 4: -math.inf, 5: 9.0}
     policy = Retention(keep_last=1, keep_best=1)

@@ -149,12 +149,14 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_next_attempt(tmp_path: P
     assert [e["step"] for e in evaluations] == [0, 2, 4, 6]
 
 
+@pytest.mark.fault(43)
 def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
     train(toy_config(tmp_path))
     with pytest.raises(ConfigError, match=r"train\.learning_rate: 0\.02 -> 0\.03"):
         train(toy_config(tmp_path, train={"learning_rate": 0.03}))
 
 
+@pytest.mark.fault(43)
 def test_mechanics_may_change_between_attempts(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(toy_config(tmp_path), show=CutAt(3))
@@ -197,6 +199,7 @@ def test_a_damaged_newest_checkpoint_is_quarantined_and_the_end_is_the_same(
     assert len(said) == 1 and "optimizer.safetensors" in said[0]["what"]
 
 
+@pytest.mark.fault(26)
 def test_if_every_checkpoint_is_damaged_the_run_stops_and_does_not_start_over(
     tmp_path: Path,
 ) -> None:
@@ -255,6 +258,7 @@ def test_what_the_recipe_finds_is_said_and_a_blocker_is_refused(
         train(toy_config(tmp_path / "other"))
 
 
+@pytest.mark.fault(43)
 def test_a_change_of_mechanics_between_attempts_is_said(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(toy_config(tmp_path), show=CutAt(3))
@@ -272,6 +276,7 @@ def test_held_out_losses_over_other_rows_are_not_mixed_in(tmp_path: Path) -> Non
         train(toy_config(tmp_path, evaluate={**EVALUATE, "max_rows": 4}))
 
 
+@pytest.mark.fault(32)
 def test_a_warm_start_takes_the_weights_and_nothing_else(
     tmp_path: Path, whole: dict[str, Any]
 ) -> None:
@@ -306,6 +311,7 @@ def test_a_warm_start_from_a_model_that_means_something_else_is_refused(
         train(toy_config(tmp_path / "second", run={"warm_start": f"{tmp_path / 'first/run'}@6"}))
 
 
+@pytest.mark.fault(32)
 def test_an_optimizer_state_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     with opened(toy_config(tmp_path)) as run:
         loop(run)
@@ -383,6 +389,7 @@ def test_the_budget_stops_the_run_with_a_checkpoint_and_raising_it_goes_on(tmp_p
     assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "whole/run"))
 
 
+@pytest.mark.fault(10)
 def test_a_full_disk_costs_one_save_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:

@@ -42,6 +42,7 @@ class Said(Quiet):
         self.lines.append(what)
 
 
+@pytest.mark.fault(42, 57)
 @pytest.mark.parametrize("step", range(1, 7))
 def test_killed_and_the_machine_lost_another_one_ends_with_the_same_bits(tmp_path, whole, step):
     bucket = tmp_path / "bucket"
@@ -89,6 +90,7 @@ def test_all_that_lies_in_the_bucket_is_listed_once_when_a_run_is_opened(tmp_pat
         assert listed.count("") == 1
 
 
+@pytest.mark.fault(40)
 def test_a_second_machine_is_refused_while_the_first_trains(tmp_path):
     bucket = tmp_path / "bucket"
     with acquire(Remote(str(bucket / "run")), seconds=0.5):
@@ -116,6 +118,7 @@ def test_a_fresh_run_is_what_comes_back_afterwards(tmp_path):
     assert place == (2, 6)
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("required", [False, True])
 def test_a_bucket_that_refuses_stops_the_run_only_when_it_is_required(
     tmp_path, monkeypatch, required, whole
@@ -146,30 +149,45 @@ def test_a_bucket_that_refuses_stops_the_run_only_when_it_is_required(
     assert copies[-1].step == 6
 
 
-def test_what_waits_for_the_bucket_is_not_pruned_here(tmp_path, monkeypatch):
-    """keep_last 1, and a bucket that takes nothing before the end of training."""
-    real = Remote.put
-    closed = {"now": True}
+def kept_here(root: Path, monkeypatch, pinned: bool) -> list[bool]:
+    """Train with keep_last 1 and a bucket that takes nothing before the end of training.
+
+    Whether the first save, whose copy is under way, still is here at each step.
+    """
+    real, closed, found = Remote.put, {"now": True}, []
 
     def hang(self, key, *args, **more):
         if key.startswith("checkpoints/") and closed["now"]:
             raise Temporary("503")
         return real(self, key, *args, **more)
 
-    class Open(Quiet):
+    class Looks(Quiet):
         def step(self, report, plan, cost_usd) -> None:
-            here = [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")]
-            if report.step == 5:
-                assert "step-00000001" in here, "in flight since the first save"
-            if report.step == 6:
-                closed["now"] = False
+            found.append((root / "run/checkpoints/step-00000001/manifest.json").exists())
+            closed["now"] = report.step < plan.num_steps
 
     monkeypatch.setattr(Remote, "put", hang)
-    config = with_bucket(tmp_path, tmp_path / "bucket", checkpoint={"keep_last": 1, "keep_best": 1})
-    assert train(config, show=Open()) is StopReason.FINISHED
+    if not pinned:
+        monkeypatch.setattr("headway.uploading.Uploading.pending", lambda self: frozenset())
+    config = with_bucket(root, root / "bucket", checkpoint={"keep_last": 1, "keep_best": 1})
+    assert train(config, show=Looks()) is StopReason.FINISHED
+    return found
+
+
+@pytest.mark.fault(48, 53)
+def test_what_waits_for_the_bucket_is_not_pruned_here(tmp_path, monkeypatch):
+    found = kept_here(tmp_path, monkeypatch, pinned=True)
+    assert all(found[3:]) and len(found) == 6
     assert 6 in [c.step for c in remote_checkpoints(Remote(str(tmp_path / "bucket/run")))]
 
 
+@pytest.mark.fault(53)
+def test_without_the_pin_it_would_be_pruned_while_it_is_sent(tmp_path, monkeypatch):
+    """Negative control."""
+    assert not all(kept_here(tmp_path, monkeypatch, pinned=False)[3:])
+
+
+@pytest.mark.fault(40)
 def test_a_machine_that_lost_its_lease_stops_after_a_save(tmp_path):
     """Another took over while this one was paused."""
     bucket = tmp_path / "bucket"

@@ -125,6 +125,7 @@ def test_a_hub_dataset_goes_through_load_dataset(tmp_path, monkeypatch):
         data_of(f"hf:{tmp_path}/nowhere")
 
 
+@pytest.mark.fault(62)
 def test_limit_and_columns_are_applied(tmp_path):
     path = str(written(tmp_path, "a.jsonl"))
     spec = Source(path=path, limit=1, columns={"prompt": "question"})
@@ -136,6 +137,7 @@ def test_limit_and_columns_are_applied(tmp_path):
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n"
 
 
+@pytest.mark.fault(29, 62)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -170,6 +172,7 @@ def test_what_cannot_be_read_names_file_and_line(tmp_path, name, content, messag
         data_of(str(path))
 
 
+@pytest.mark.fault(62)
 def test_missing_files_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         data_of(str(tmp_path / "nowhere.jsonl"))

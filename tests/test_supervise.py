@@ -108,6 +108,7 @@ def test_an_exit_code_that_would_only_be_repeated_is_passed_through(
     assert bench.starts == 1
 
 
+@pytest.mark.fault(46)
 def test_three_deaths_at_one_step_end_it_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
     for step in (4, 8):
         (tmp_path / f"checkpoints/step-{step:08d}").mkdir(parents=True)
@@ -223,9 +224,10 @@ def test_a_hang_that_repeats_at_one_step_ends_with_70(tmp_path: Path) -> None:
     assert "hang-*.txt" in bench.said[-1]
 
 
+@pytest.mark.fault(71)
 @pytest.mark.parametrize("end", ["hang in C", "hang stopped"])
 def test_a_child_that_runs_no_python_any_more_is_seen_too(tmp_path: Path, end: str) -> None:
-    """Fault 71: the interpreter is held for ever; the process is stopped."""
+    """The interpreter is held for ever; the process is stopped."""
     bench = Bench(tmp_path, [(0, 3, end), (2, 6, "exit 0")], SHORT, hung(tmp_path))
     assert bench.run() == 0
     assert bench.record("ended")[0]["code"] == -signal.SIGKILL
@@ -334,6 +336,7 @@ def test_a_request_to_stop_between_attempts_ends_it(tmp_path: Path) -> None:
     assert bench.starts == 1
 
 
+@pytest.mark.fault(37)
 def test_a_hang_up_does_not_end_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [(0, 3, "hang up"), (3, 6, "exit 0")])
     assert bench.run() == 0
@@ -354,6 +357,7 @@ def driver(folder: Path, *scripts: tuple[int | None, int, str]) -> list[str]:
     return [sys.executable, "-c", DRIVER, str(folder), json.dumps(scripts)]
 
 
+@pytest.mark.fault(37)
 def test_ctrl_c_in_a_terminal_reaches_the_child_only_by_its_supervisor(tmp_path: Path) -> None:
     ready = fifo(tmp_path)
     pid, terminal = pty.fork()

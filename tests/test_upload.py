@@ -82,6 +82,7 @@ def requests_of(parcel) -> int:
     return len(remote.calls)
 
 
+@pytest.mark.fault(48, 50, 51, 52)
 @PROPERTY
 @given(data=st.data())
 def test_whatever_goes_wrong_nothing_is_listed_or_a_whole_copy_is(parcels, data):
@@ -103,6 +104,7 @@ def test_whatever_goes_wrong_nothing_is_listed_or_a_whole_copy_is(parcels, data)
     assert listed(bucket) == {(1, 100): []}
 
 
+@pytest.mark.fault(48, 50, 51, 52)
 def test_every_kind_of_fault_at_every_request_and_then_once_more(parcels):
     """Exhaustive over single faults, checksums or none; every fault fired."""
     for checksums in (True, False):
@@ -150,6 +152,7 @@ def test_the_same_oracle_sees_what_a_naive_uploader_does(parcels, naive, fault):
     assert broken >= 3
 
 
+@pytest.mark.fault(50)
 def test_a_lost_reply_is_found_to_have_happened_and_not_sent_twice(parcels):
     bucket = Bucket()
     clean = FakeRemote(Bucket())
@@ -162,6 +165,7 @@ def test_a_lost_reply_is_found_to_have_happened_and_not_sent_twice(parcels):
     assert len(puts) - len(set(puts)) == 1, "asked once more, answered: it exists"
 
 
+@pytest.mark.fault(51)
 def test_altered_bytes_are_deleted_sent_again_and_said(parcels):
     clean = FakeRemote(Bucket())
     sent(parcels[0], clean)
@@ -172,6 +176,7 @@ def test_altered_bytes_are_deleted_sent_again_and_said(parcels):
     assert "other bytes than were sent" in wrong[0]
 
 
+@pytest.mark.fault(51)
 def test_a_store_that_always_alters_gets_no_manifest(parcels):
     class Altering(FakeRemote):
         def put(self, key, source, **more):
@@ -184,6 +189,7 @@ def test_a_store_that_always_alters_gets_no_manifest(parcels):
     assert listed(bucket) == {}
 
 
+@pytest.mark.fault(52)
 def test_a_file_that_is_already_there_is_not_sent_again(parcels):
     bucket = Bucket()
     total = requests_of(parcels[0])
@@ -255,6 +261,7 @@ def test_a_refused_commit_leaves_nothing_listed(parcels):
 # ------------------------------------------------------------------ the line
 
 
+@pytest.mark.fault(48)
 def test_waiting_doubles_with_full_jitter_and_ends_with_patience():
     time = Time()
     line = Line(patience_seconds=100, clock=time, pause=time.pause, chance=lambda: 1.0)
@@ -369,6 +376,7 @@ def held_up(bucket, script=None):
     return FakeRemote(bucket, script, gate=gate), reached, go
 
 
+@pytest.mark.fault(61)
 def test_a_slow_bucket_gets_the_newest_and_the_best_and_the_rest_is_skipped(parcels, tmp_path):
     bucket = Bucket()
     remote, reached, go = held_up(bucket)
@@ -391,6 +399,7 @@ def test_a_slow_bucket_gets_the_newest_and_the_best_and_the_rest_is_skipped(parc
     assert skipped == [300, 400, 500]
 
 
+@pytest.mark.fault(48)
 def test_submit_asks_and_writes_nothing_while_the_bucket_hangs(parcels, tmp_path):
     """It returns though every request hangs and the ledger is being synced."""
     remote, reached, go = held_up(Bucket())
@@ -407,6 +416,7 @@ def test_submit_asks_and_writes_nothing_while_the_bucket_hangs(parcels, tmp_path
         assert drained(one)
 
 
+@pytest.mark.fault(48, 55)
 @pytest.mark.parametrize("fault", ["fail", "refuse"])
 def test_a_bucket_that_fails_is_said_and_tried_again_at_the_next_save(parcels, tmp_path, fault):
     bucket = Bucket()
@@ -499,6 +509,7 @@ def test_a_manifest_that_was_damaged_on_its_way_is_replaced_by_the_next_process(
     assert listed(bucket) == {(1, 100): []}
 
 
+@pytest.mark.fault(52)
 @PROPERTY
 @given(data=st.data())
 def test_killed_and_started_again_at_random_nothing_acknowledged_is_lost(parcels, data):
@@ -644,6 +655,7 @@ def test_what_stands_is_one_line_of_steps_that_ends_with_the_last_attempt(places
     assert {c.step: c.attempt for c in stand} == replay
 
 
+@pytest.mark.fault(54)
 @PROPERTY
 @given(data=st.data())
 def test_remote_retention_never_deletes_the_newest_or_the_best_and_never_half(parcels, data):
@@ -668,6 +680,7 @@ def test_remote_retention_never_deletes_the_newest_or_the_best_and_never_half(pa
     assert not best or (1, best[0][1]) in found
 
 
+@pytest.mark.fault(54)
 def test_deleting_files_before_the_manifest_would_be_seen(parcels):
     """Negative control."""
     bucket = Bucket()
@@ -708,6 +721,7 @@ def test_the_uploader_prunes_after_each_copy_and_forgets_what_it_deleted(parcels
     assert sorted(listed(bucket)) == [(1, 200), (1, 500), (1, 600)]
 
 
+@pytest.mark.fault(52)
 def test_orphans_are_found_by_age_and_only_they(parcels):
     bucket = Bucket()
     sent(parcels[0], FakeRemote(bucket))

@@ -47,9 +47,9 @@ def test_the_end_is_estimated_from_backlog_and_rate_and_never_above_what_it_wait
     assert here.drain_seconds(more) == pytest.approx(min(60.0, (left + more) / rate))
 
 
-def test_nothing_is_reserved_before_the_first_upload_or_without_one(tmp_path):
+def test_before_the_first_upload_a_slow_bucket_is_expected_and_without_one_nothing(tmp_path):
     assert uploading(tmp_path, None).drain_seconds(10**9) == 0
-    assert uploading(tmp_path, Waits(left_bytes=10**9)).drain_seconds(10**9) == 0
+    assert uploading(tmp_path, Waits(left_bytes=10**9)).drain_seconds(10**9) == 200
 
 
 def test_a_bucket_that_fails_is_given_the_time_of_one_more_try(tmp_path):

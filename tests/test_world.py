@@ -41,6 +41,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     return list(timeline(read(run / "journal.jsonl")))
 
 
+@pytest.mark.fault(45)
 def test_two_ranks_train_what_one_rank_trains(tmp_path: Path) -> None:
     tree = {"task": {"dropout": 0.0}, "evaluate": {"every_steps": 3, "worst_rows": 3}}
     alone = toy_config(tmp_path / "one", **tree)
@@ -67,6 +68,7 @@ def test_two_ranks_train_what_one_rank_trains(tmp_path: Path) -> None:
     assert rows[0] == rows[1] and evaluations[1]["rows"] == 6
 
 
+@pytest.mark.fault(45)
 def test_a_run_moves_between_one_and_two_ranks(tmp_path: Path) -> None:
     """Promise 3: on another number of ranks every step still sees the same global batch."""
     tree = {"task": {"dropout": 0.0}, "train": {"horizon": {"steps": 6}}}
@@ -105,6 +107,7 @@ def test_two_ranks_train_a_language_model_as_one_does(tmp_path: Path) -> None:
     assert twos == pytest.approx(ones, rel=1e-4)
 
 
+@pytest.mark.fault(45)
 def test_fewer_rows_than_ranks_is_refused(tmp_path: Path) -> None:
     config = toy_config(tmp_path, train={"batch_size": 1})
     config.save(tmp_path / "c.yaml")
@@ -154,3 +157,28 @@ def test_decay_is_for_matrices_and_every_parameter_is_in_one_group(kind: str) ->
 
 def test_the_tree_of_the_toy_is_what_these_tests_assume() -> None:
     assert TREE["train"]["horizon"] == {"steps": 6} and TREE["train"]["batch_size"] == 8
+
+
+DISAGREE = """
+import json, os, sys
+from headway.engine.world import joined
+with joined("cpu") as world:
+    # clocks that differ: one rank finds a save due, the other the end of the money
+    print(json.dumps(world.agree(int(world.rank == 0), int(world.rank == 1), 0, world.rank)))
+"""
+
+
+@pytest.mark.fault(72)
+def test_ranks_that_disagree_get_one_answer(tmp_path: Path) -> None:
+    (tmp_path / "disagree.py").write_text(DISAGREE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "disagree.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[:2] == ["[1, 1, 0, 1]"] * 2

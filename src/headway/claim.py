@@ -6,6 +6,7 @@ The same of its bucket, whose config is asked before anything of it comes here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from headway.config import RunConfig, difference, fingerprint, identity, load_config
-from headway.errors import ConfigError
+from headway.errors import ConfigError, StorageFull
 from headway.journal import read_events
 from headway.lock import RunLock
 from headway.upload import Line, Remote
@@ -36,7 +37,8 @@ def claimed(folder: Path, config: RunConfig, fresh: bool) -> Iterator[list[str]]
     Yields what the config changes between this attempt and the last, one line each: mechanics,
     because anything else is refused.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     aside = None
     if fresh and begun(folder):
         with RunLock(folder / LOCK_FILE):
@@ -46,13 +48,27 @@ def claimed(folder: Path, config: RunConfig, fresh: bool) -> Iterator[list[str]]
         with RunLock(folder / LOCK_FILE):
             path = folder / CONFIG_FILE
             changed = same_run(str(folder), load_config(path), config) if begun(folder) else []
-            config.save(path)
+            with writable(folder):
+                config.save(path)
             yield changed
     except BaseException:
         if aside and not begun(folder):  # the new run could not begin: the old one stays in place
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         raise
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """A disk that refuses the run's folder is a StorageFull or ConfigError with its name."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StorageFull if full else ConfigError)(
+            f"the run's folder {folder} cannot be written: {error.strerror}. Free space, mend the "
+            "disk or its rights, or give another run.root"
+        ) from error
 
 
 def begun(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """A signal asks; the loop answers at the next step boundary.
 
-*Promises.* The first SIGTERM or SIGINT only sets a flag, so a step, a save and an evaluation are
-never torn. The second one ends the process at once, which can lose no committed work and no line
+*Promises.* The first SIGTERM, SIGINT or SIGHUP (the terminal is gone) only sets a flag, so a step,
+a save and an evaluation are never torn. The second one ends the process at once, which can lose no committed work and no line
 of the journal; what was given to ``before_leaving`` has LAST_SECONDS. Before ``arm`` is called
 there is nothing to save, and the first signal already ends the process. While a run waits for its
 bucket a signal only ends the waiting (``asked_to_leave``).
@@ -23,13 +23,16 @@ from typing import Any
 
 from headway.records import StopReason
 
-ASKING = (signal.SIGTERM, signal.SIGINT)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAST_SECONDS = 2.0
 """For what another machine would wait for: a lease that is given back."""
 
 
 class Signals:
-    """Context manager that turns SIGTERM and SIGINT into a flag."""
+    """Context manager that turns requests to stop into a flag.
+
+    One that was ignored on purpose (``nohup``) stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -40,7 +43,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in ASKING}
+            asking = [n for n in ASKING if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._take) for number in asking}
         return self
 
     def arm(self) -> None:

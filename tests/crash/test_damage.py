@@ -57,6 +57,7 @@ def damaged(base, name, damage):
     return CheckpointStore(run, attempt="2", reserve_bytes=0), data
 
 
+@pytest.mark.fault(21, 22, 23, 25, 29)
 def test_no_damage_to_any_file_is_ever_loaded(tmp_path, table):
     store = CheckpointStore(tmp_path / "template", attempt="1", reserve_bytes=0)
     save(store, 1), save(store, 2)
@@ -84,6 +85,7 @@ def test_no_damage_to_any_file_is_ever_loaded(tmp_path, table):
     assert naive_corrupt == data_runs  # negative control: every damage was real
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("name", FILES)
 def test_if_every_checkpoint_is_damaged_the_run_stops(tmp_path, name):
     store = CheckpointStore(tmp_path, attempt="1", reserve_bytes=0)

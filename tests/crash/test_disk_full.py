@@ -32,6 +32,7 @@ def fill(disk, leave_pages: int) -> None:
     assert os.statvfs(disk).f_bavail == leave_pages
 
 
+@pytest.mark.fault(10, 11)
 def test_at_every_fill_level_a_save_works_or_fails_cleanly(small_disk, table):
     store = CheckpointStore(small_disk, attempt="1", reserve_bytes=0)
     kept, full, good = save(store, 1), 0, 0
@@ -62,6 +63,7 @@ def test_at_every_fill_level_a_save_works_or_fails_cleanly(small_disk, table):
     table(("disk full (1 MiB tmpfs)", "20 fill levels, page by page", full + good, full, 0, 0))
 
 
+@pytest.mark.fault(10)
 def test_a_full_disk_in_the_background_is_seen_in_the_foreground_and_training_goes_on(small_disk):
     store = CheckpointStore(small_disk, attempt="1", reserve_bytes=0)
     kept = save(store, 1)
@@ -81,6 +83,7 @@ def test_what_will_not_fit_is_refused_before_a_byte_is_written(small_disk):
     store.open(1, expected_bytes=300_000).discard()
 
 
+@pytest.mark.fault(11)
 def test_on_a_full_disk_the_journal_keeps_its_whole_lines(small_disk):
     path, written = small_disk / "journal.jsonl", 0
     with Journal(path, 1) as journal:

@@ -24,6 +24,7 @@ needs_strace = pytest.mark.skipif(
 )
 
 
+@pytest.mark.fault(1, 2, 3, 4, 5, 6, 8)
 @needs_strace
 def test_a_kill_at_every_call_loses_nothing_and_loads_nothing_corrupt(tmp_path, table):
     found = sweep(tmp_path, "real", "signal=SIGKILL")
@@ -49,11 +50,14 @@ FAULTS = [
     ("write", "ENOSPC"),
     ("write", "EDQUOT"),
     ("mkdir", "ENOSPC"),
+    ("mkdir", "EROFS"),
+    ("write", "EROFS"),
     ("rename", "EIO"),
     ("unlinkat", "EIO"),
 ]
 
 
+@pytest.mark.fault(12, 13, 15)
 @needs_strace
 @pytest.mark.parametrize(("call", "error"), FAULTS)
 def test_an_error_at_every_call_is_survived_by_the_same_process(tmp_path, table, call, error):

@@ -26,6 +26,7 @@ def acknowledged(run: Path) -> int:
     return max((entry["step"] for entry in entries if entry["event"] == "sent"), default=0)
 
 
+@pytest.mark.fault(52, 57)
 def test_with_a_bucket_a_run_survives_kills_and_lost_machines_bit_by_bit(
     forks: Forks, whole: Path, tmp_path: Path, table: Any
 ) -> None:

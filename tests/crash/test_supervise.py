@@ -95,8 +95,9 @@ def test_a_real_fine_tune_killed_three_times_ends_the_same_without_a_hand(
     assert outcome.clean, outcome
 
 
+@pytest.mark.fault(46)
 def test_a_step_that_always_dies_ends_with_70_and_what_to_do(tmp_path: Path, table: Any) -> None:
-    """Fault 46: a batch that crashes the process, not Python."""
+    """A batch that crashes the process, not Python."""
     toy_run(tmp_path, **TOY)
     config = tmp_path / "poison.py"
     config.write_text(

@@ -32,6 +32,7 @@ def fill_after_a_save(forks: Forks, config: Path, sabotage: str | None, leave_by
     return attempt.wait()
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize(
     ("size", "sabotage", "leave_bytes", "why"),
     [
@@ -117,6 +118,7 @@ def hurt(path: Path, damage: Callable[[bytes], bytes | None]) -> None:
     path.unlink() if after is None else path.write_bytes(after)
 
 
+@pytest.mark.fault(21, 22, 23, 25)
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_to_any_file_of_the_newest_checkpoint_is_set_aside_and_the_end_is_the_same(
     forks: Forks, whole: Path, interrupted: Path, tmp_path: Path, table: Any, kind: str
@@ -150,6 +152,7 @@ def nothing_was_trained(forks: Forks, config: Path, words: str) -> None:
     assert len(read_events(run_of(config) / JOURNAL, {"step"})) == steps
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("name", FILES)
 def test_if_all_checkpoints_are_damaged_training_does_not_start_over(
     forks: Forks, interrupted: Path, tmp_path: Path, name: str

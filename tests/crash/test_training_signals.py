@@ -6,13 +6,14 @@ Phases are recognised by what the process has left on disk or mapped, never by t
 from __future__ import annotations
 
 import os
+import pty
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import Forks, command, run_of, said, toy_run
+from attempts import ENVIRONMENT, HEADWAY, Forks, command, run_of, said, toy_run
 from instants import JOURNAL, happens, names, steps_on_disk
 from oracle import Outcome, checkpoints, judge_end
 
@@ -108,6 +109,7 @@ def goes_on(forks: Forks, config: Path, whole: Path) -> None:
     assert outcome.clean, outcome
 
 
+@pytest.mark.fault(34, 37)
 @pytest.mark.parametrize("number", BOTH, ids=lambda n: n.name)
 @pytest.mark.parametrize(("where", "phase", "sections"), CASES, ids=[c[0] for c in CASES])
 def test_a_signal_ends_the_attempt_with_a_checkpoint_of_its_last_step(
@@ -149,6 +151,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_half_done(
     table((number.name, f"training, {phase.__name__}", 1, 1, 0, 0, 0))
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize(
     ("where", "phase", "sections"), [CASES[0], CASES[1]], ids=["in a step", "in a save"]
 )
@@ -167,3 +170,47 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_corrupt(
     checkpoints(run_of(config))
     goes_on(forks, config, reference(sections))
     table(("SIGTERM, SIGINT", f"training, {where}", 1, 1, 0, 0, 0))
+
+
+@pytest.mark.fault(36)
+@pytest.mark.parametrize(
+    ("where", "phase", "sections"), CASES[:3], ids=[case[0] for case in CASES[:3]]
+)
+def test_killed_before_it_could_answer_a_request_it_loses_no_acknowledged_save(
+    forks: Forks,
+    reference: Callable[..., Path],
+    tmp_path: Path,
+    table: Any,
+    where: str,
+    phase: Callable[[int, Path], bool],
+    sections: dict[str, Any],
+) -> None:
+    config = slow_run(tmp_path, {**sections, "checkpoint": {"every_steps": 1}})
+    run = run_of(config)
+    assert signalled(config, phase, signal.SIGTERM, signal.SIGKILL) == -signal.SIGKILL
+    promised = [event["step"] for event in read_events(run / JOURNAL, {"save"})]
+    there = [checkpoint.step for checkpoint in checkpoints(run)]
+    assert max(there, default=0) >= max(promised, default=0)
+    goes_on(forks, config, reference({**sections, "checkpoint": {"every_steps": 1}}))
+    table(("SIGTERM, SIGKILL", f"training, {where}", 1, 1, 0, 0, 0))
+
+
+@pytest.mark.fault(37)
+def test_a_terminal_that_is_gone_ends_the_attempt_with_a_checkpoint_of_its_last_step(
+    forks: Forks, reference: Callable[..., Path], tmp_path: Path, table: Any
+) -> None:
+    """What is printed then fails, which must not cost the save."""
+    config = slow_run(tmp_path, SLOW_STEPS)
+    run = run_of(config)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(HEADWAY, ["headway", "train", str(config)], ENVIRONMENT)
+    while not in_a_step(pid, run):
+        os.read(terminal, 1 << 16)  # as a terminal does
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    last = timeline(read_events(run / JOURNAL, {"step"}))[-1]["step"]
+    assert last < LAST and checkpoints(run)[-1].step == last
+    assert read_events(run / JOURNAL, {"stop"})[-1]["reason"] == "signal"
+    goes_on(forks, config, reference(SLOW_STEPS))
+    table(("SIGHUP, the terminal gone", "training, in a step", 1, 1, 0, 0, 0))

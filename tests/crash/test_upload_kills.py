@@ -114,6 +114,7 @@ def kill_often(base: Path, kills: int) -> Outcome:
     return outcome
 
 
+@pytest.mark.fault(52, 57)
 def test_killed_anywhere_nothing_unverified_is_listed_and_nothing_acknowledged_is_lost(
     tmp_path, table
 ):

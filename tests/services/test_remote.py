@@ -210,9 +210,10 @@ def test_a_listing_goes_on_from_page_to_page(
     assert len(server.proxy.requests) == (1 if server.name == "gcs_emulator" else 3)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
 def test_a_busy_store_is_temporary_and_asked_once(server: Place, status: int) -> None:
-    """Faults 48: no client asks again by itself."""
+    """No client asks again by itself."""
     assert server.proxy is not None
     remote = server.remote()
     fault = server.proxy.add("status", status=status, headers={"Retry-After": "7"}, times=99)
@@ -229,11 +230,12 @@ def test_a_busy_store_is_temporary_and_asked_once(server: Place, status: int) ->
         assert caught.value.retry_after_seconds == 7 or "HEAD" in server.proxy.requests[-1]
 
 
+@pytest.mark.fault(49, 50)
 @pytest.mark.parametrize("kind", ["reset_request", "lost_reply", "reset_response"])
 def test_a_broken_connection_is_temporary_and_the_next_try_succeeds(
     server: Place, kind: str
 ) -> None:
-    """Faults 49 and 50: nothing is cut short, and a lost answer is found to have been a success."""
+    """Nothing is cut short, and a lost answer is found to have been a success."""
     assert server.proxy is not None
     remote, data = server.remote(), content(200_000)
     probe(remote)
@@ -254,6 +256,7 @@ def test_a_broken_connection_is_temporary_and_the_next_try_succeeds(
     assert remote.holds("key", data)
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize("at", range(64 << 10, 1 << 20, 320 << 10))
 def test_an_upload_cut_anywhere_leaves_no_object(server: Place, at: int) -> None:
     assert server.proxy is not None
@@ -265,6 +268,7 @@ def test_an_upload_cut_anywhere_leaves_no_object(server: Place, at: int) -> None
     assert remote.list() == []
 
 
+@pytest.mark.fault(49)
 def test_a_part_that_fails_is_sent_again_alone(server: Place, tmp_path: Path) -> None:
     assert server.proxy is not None
     remote, data = server.remote(), content(40 * MB)
@@ -308,6 +312,7 @@ def test_an_upload_that_is_given_up_leaves_no_object_and_no_parts(
         assert remote.abandon(before=1e12) == []
 
 
+@pytest.mark.fault(52)
 @pytest.mark.parametrize("name", S3)
 def test_parts_of_a_killed_upload_are_found_and_thrown_away(
     name: str, place_of: PlaceOf, tmp_path: Path
@@ -327,12 +332,13 @@ def test_parts_of_a_killed_upload_are_found_and_thrown_away(
     assert remote.abandon(before=1e12) == []
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize("name", [*S3, *GCS])
 @pytest.mark.parametrize("size", [100_000, 17 * MB])
 def test_bytes_that_change_on_the_way_are_noticed(
     name: str, size: int, place_of: PlaceOf, tmp_path: Path
 ) -> None:
-    """Fault 51. moto and fake-gcs-server accept a wrong MD5; what they then say gives them away."""
+    """moto and fake-gcs-server accept a wrong MD5; what they then say gives them away."""
     place = place_of(name)
     assert place.proxy is not None
     remote = place.remote()
@@ -361,8 +367,8 @@ def test_every_body_leaves_with_its_md5(name: str, place_of: PlaceOf, tmp_path: 
     assert found == {base64.b64encode(bytes.fromhex(md5(body))).decode() for body in bodies}
 
 
+@pytest.mark.fault(58)
 def test_a_download_goes_on_where_it_broke(server: Place, tmp_path: Path) -> None:
-    """Fault 58, first half."""
     assert server.proxy is not None
     remote, data = server.remote(), content(3 * MB)
     remote.put("key", data)
@@ -388,6 +394,7 @@ def test_a_download_that_brings_nothing_ends_and_leaves_no_file(
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize("kind", ["stall", "stall_request"])
 def test_a_connection_that_stands_still_is_given_up(server: Place, kind: str) -> None:
     """8 MB do not fit in the socket's buffers: sending itself stands still."""
@@ -410,9 +417,10 @@ def test_a_slow_store_is_waited_for(server: Place, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == data
 
 
+@pytest.mark.fault(60)
 @services
 def test_a_store_that_ignores_conditions_is_found_out(place_of: PlaceOf) -> None:
-    """Fault 60. moto checks no signature, so its conditions can be taken away on the line."""
+    """moto checks no signature, so its conditions can be taken away on the line."""
     place = place_of("moto")
     assert place.proxy is not None
     remote = place.remote()
@@ -425,6 +433,7 @@ def test_a_store_that_ignores_conditions_is_found_out(place_of: PlaceOf) -> None
     assert {"upload: create only", "upload: lease"} <= {finding.name for finding in findings}
 
 
+@pytest.mark.fault(60)
 @services
 def test_a_store_that_refuses_conditions_is_asked_without_them_at_once(
     place_of: PlaceOf, monkeypatch: pytest.MonkeyPatch
@@ -441,6 +450,7 @@ def test_a_store_that_refuses_conditions_is_asked_without_them_at_once(
     assert len(remote.list()) == 40
 
 
+@pytest.mark.fault(55)
 @services
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
@@ -452,7 +462,7 @@ def test_a_store_that_refuses_conditions_is_asked_without_them_at_once(
 def test_wrong_credentials_are_a_blocker_that_holds_no_secret(
     place_of: PlaceOf, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
 ) -> None:
-    """Fault 55, at the start: Swift verifies signatures."""
+    """Swift verifies signatures."""
     place = place_of("swift")
     monkeypatch.setenv(variable, value)
     findings = probe(place.remote())
@@ -462,8 +472,8 @@ def test_wrong_credentials_are_a_blocker_that_holds_no_secret(
     assert "headway-wrong" not in repr(findings)
 
 
+@pytest.mark.fault(56)
 def test_a_missing_bucket_is_a_blocker(server: Place) -> None:
-    """Fault 56."""
     if server.name == "gcs_emulator":
         pytest.skip("gcp-storage-emulator makes a bucket when it is written to")
     server.url = server.url.replace("//drill/", "//absent/")
@@ -472,8 +482,9 @@ def test_a_missing_bucket_is_a_blocker(server: Place) -> None:
     assert "bucket" in findings[0].fix
 
 
+@pytest.mark.fault(56)
 def test_missing_rights_to_delete_are_a_blocker(server: Place) -> None:
-    """Fault 56: a bucket that can be written but not cleaned."""
+    """A bucket that can be written but not cleaned."""
     assert server.proxy is not None
     fault = server.proxy.add("status", method="DELETE", status=403, times=99)
     findings = probe(server.remote())

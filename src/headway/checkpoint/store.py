@@ -7,6 +7,7 @@ being written is called ``.partial-…``, what is being deleted ``.trash-…``; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -202,7 +203,15 @@ class CheckpointStore:
         target = to / f"{path.name}-{secrets.token_hex(4)}"
         try:
             to.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
+            try:
+                path.rename(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # checkpoints/ is a disk of its own: what stayed would keep its step from being
+                # saved again, so it only gets another name.
+                target = path.with_name(f"{to.name}-{target.name}")
+                path.rename(target)
         except OSError as error:
             return f"{why}. Skipped; it could not be moved to {to}: {error.strerror}"
         fsync_directory(to)
@@ -214,6 +223,8 @@ class CheckpointStore:
         if self.quarantine.is_dir():
             aside = sorted(path.name for path in self.quarantine.iterdir())
             names += [f"quarantine/{name}" for name in aside if name.startswith("step-")]
+        if self.directory.is_dir():
+            names += sorted(path.name for path in self.directory.glob("quarantine-step-*"))
         if names or done:
             limit = "" if at_or_before is None else f" at or before step {at_or_before}"
             raise CheckpointError(

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,11 +37,12 @@ class Screen(Protocol):
 def progress(json: bool) -> Iterator[Screen]:
     """The screen that fits stdout: JSON lines, a live terminal, or plain lines for a file or
     pipe."""
-    console = Console(highlight=False, soft_wrap=True)
+    out = Lasting(sys.stdout)
+    console = Console(file=cast(TextIO, out), highlight=False, soft_wrap=True)
     if os.environ.get("RANK", "0") != "0":
         yield Plain(Console(quiet=True))  # rank 0 speaks for all
     elif json:
-        yield JsonLines()
+        yield JsonLines(out)
     elif console.is_terminal:
         bar = BarColumn(bar_width=24, complete_style="bold", finished_style="bold")
         with Progress(
@@ -54,6 +55,37 @@ def progress(json: bool) -> Iterator[Screen]:
             yield Live(live)
     else:
         yield Plain(console)
+
+
+class Lasting:
+    """An output that training outlives: once nobody reads it, what is said is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Never raises OSError."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Never raises OSError."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else (``isatty``, ``encoding``) is the stream's own."""
+        return getattr(self._stream, name)
+
+    def _drop(self) -> None:
+        """From now on, and for what still waits in the buffer: the interpreter flushes it last."""
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 class Pace:
@@ -129,7 +161,10 @@ class Live:
 
 
 class JsonLines:
-    """One JSON object a line on stdout."""
+    """One JSON object a line."""
+
+    def __init__(self, out: Lasting | None = None) -> None:
+        self._out = out or Lasting(sys.stdout)
 
     def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
         self._write("step", dataclasses.asdict(report) | {"cost_usd": cost_usd})
@@ -147,8 +182,8 @@ class JsonLines:
         self._write("stop", facts)
 
     def _write(self, event: str, facts: dict[str, Any]) -> None:
-        sys.stdout.write(json_module.dumps({"event": event, **facts}) + "\n")
-        sys.stdout.flush()
+        self._out.write(json_module.dumps({"event": event, **facts}) + "\n")
+        self._out.flush()
 
 
 def measured(evaluation: Evaluation) -> str:

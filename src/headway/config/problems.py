@@ -17,9 +17,19 @@ Details = Mapping[str, Any]
 """One entry of ``pydantic.ValidationError.errors()``."""
 SECRET = re.compile(r"token$|secret|password|api_key|credential", re.IGNORECASE)
 IN_URL = re.compile(
-    r"(?<=://)[^\s\"']*@|(?<=[?&])[^\s\"'=&]*(?:sig|token|key|secret)[^\s\"']*", re.I
+    r"(?<=://)[^\s\"']*@"
+    r"|(?<=[?&#])[^\s\"'=&]*(?:sig|token|key|secret|password|credential|auth)[^\s\"']*",
+    re.I,
 )
-"""What a URL holds of credentials."""
+"""What a URL may hold of credentials: not shown where a problem is said."""
+CREDENTIALS = re.compile(
+    r"://[^/?#@\s]*@"  # user:password@host
+    r"|://[^/?#@\s:]+:(?!\d*/)[^?#@\s]*@"  # the same with a / in the password; not host:8080/a@b
+    r"|[?&#](?:[^=&#]*(?:signature|token|secret|password|credential|auth)[^=&#]*"
+    r"|[^=&#]*key(?:_?id)?|(?:[^=&#]*[_-])?sig)=",
+    re.I,
+)
+"""A URL that surely holds some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +60,10 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""
         said = f"{where}{spell(self.path)}: {self.message}" if self.path else where + self.message
+        said = masked(said)
         if not self.place or not self.place.text or any(SECRET.search(str(p)) for p in self.path):
             return said
-        text = IN_URL.sub(lambda m: "…@" if m[0].endswith("@") else "…", self.place.text.rstrip())
+        text = masked(self.place.text.rstrip())
         caret = " " * (self.place.column - 1) + "^" if self.place.column else ""
         return "\n    ".join(line for line in (said, text, caret) if line)
 
@@ -71,10 +82,27 @@ class InvalidConfig(ConfigError):
         return InvalidConfig(sorted(placed, key=_reading_order))
 
 
+def masked(text: str) -> str:
+    """``text`` without what may be credentials in its URLs."""
+    return IN_URL.sub(lambda found: "…@" if found[0].endswith("@") else "…", text)
+
+
 def spell(path: Path) -> str:
     """``task.data.train[0].path``."""
     said = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return said.removeprefix(".").replace(".[]", "[]")
+
+
+def find_credentials(tree: Any, path: Path = ()) -> Iterator[Problem]:
+    """A problem for each URL with a secret in it: a config is copied into run and bucket."""
+    if isinstance(tree, str) and "://" in tree and CREDENTIALS.search(tree):
+        yield Problem(path, "credentials do not belong in a config; set them in the environment")
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from find_credentials(value, (*path, key))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from find_credentials(value, (*path, index))
 
 
 def find_problems(errors: Iterable[Details], tree: Any, root: Schema) -> list[Problem]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from headway.config.problems import InvalidConfig, find_problems
+from headway.config.problems import InvalidConfig, find_credentials, find_problems
 from headway.config.recipes import find_recipe
 from headway.config.sections import (
     CLOSED,
@@ -63,6 +63,8 @@ class RunConfig(BaseModel):
         except ValidationError as error:
             found = find_problems(error.errors(), tree, _schema_for(tree))
             raise InvalidConfig(found) from None
+        if secrets := list(find_credentials(self.tree())):
+            raise InvalidConfig(secrets)
 
     @field_validator("recipe")
     @classmethod

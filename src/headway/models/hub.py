@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,6 +31,8 @@ from transformers.utils.logging import disable_progress_bar
 from headway.errors import ConfigError, DataError
 
 LFS_MARK = b"version https://git-lfs"
+NO_CODE = {"trust_remote_code": False}
+"""Left out, transformers would ask in the terminal, and run what comes with the model after a y."""
 
 
 def locate(name: str, cache: Path) -> str:
@@ -42,7 +45,8 @@ def locate(name: str, cache: Path) -> str:
     if path.suffix == ".gguf":
         return str(_unpacked(path, cache))
     if path.is_dir():
-        _refuse_lfs_pointers(path)
+        for file in sorted(filter(Path.is_file, path.iterdir())):
+            _refuse_lfs_pointer(file)
         return str(path)
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise ConfigError(f"task.base_model: there is no folder {path}")
@@ -52,7 +56,7 @@ def locate(name: str, cache: Path) -> str:
 def load_tokenizer(name: str, revision: str | None, cache: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model. Raises ConfigError when it cannot be loaded."""
     with _explained(name):
-        return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision)
+        return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision, **NO_CODE)
 
 
 def load_causal_lm(
@@ -68,7 +72,7 @@ def load_causal_lm(
 
     Never executes code that comes with the model. Raises ConfigError when it cannot be loaded.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = dict(NO_CODE)
     if quantized:
         options["quantization_config"] = _nf4(dtype)
         options["device_map"] = {"": device}
@@ -136,6 +140,7 @@ def _unpacked(gguf: Path, cache: Path) -> Path:
     """The folder that holds the GGUF's model as fp32 safetensors, made now if it is not there."""
     if not gguf.exists():
         raise ConfigError(f"task.base_model: there is no file {gguf}")
+    _refuse_lfs_pointer(gguf)
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{gguf.name} needs the gguf package: pip install 'headway[gguf]'")
     found = hashlib.sha256()
@@ -145,13 +150,14 @@ def _unpacked(gguf: Path, cache: Path) -> Path:
     if folder.exists():
         return folder
     place, file = str(gguf.parent), gguf.name
-    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file, **NO_CODE)
     # Without `dequantize` transformers keeps a GGUF quantisation config that cannot be saved again.
     model = AutoModelForCausalLM.from_pretrained(
         place,
         gguf_file=file,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
+        **NO_CODE,
     )
     partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
     model.save_pretrained(partial)
@@ -163,13 +169,12 @@ def _unpacked(gguf: Path, cache: Path) -> Path:
     return folder
 
 
-def _refuse_lfs_pointers(folder: Path) -> None:
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            if stream.read(len(LFS_MARK)) == LFS_MARK:
-                raise DataError(
-                    f"{file} is a Git-LFS pointer, not weights; run `git lfs pull` in that folder"
-                )
+def _refuse_lfs_pointer(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(len(LFS_MARK)) == LFS_MARK:
+            raise DataError(
+                f"{file} is a Git-LFS pointer, not the file; run `git lfs pull` in that folder"
+            )
 
 
 def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -191,7 +196,7 @@ def _explained(name: str) -> Iterator[None]:
     disable_progress_bar()  # a person sees the run's own progress
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConfigError(
             f"task.base_model: {name} cannot be loaded: {first}\n"

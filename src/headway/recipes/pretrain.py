@@ -218,7 +218,7 @@ def load_tokenizer(config: PretrainConfig, context: BuildContext) -> Any:
         text = "".join(str(record.data["text"]) for record in read_records(config.data.train))
         return train_characters(text)
     try:
-        return AutoTokenizer.from_pretrained(config.tokenizer)
+        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"task.tokenizer: {config.tokenizer} cannot be loaded: {error}"

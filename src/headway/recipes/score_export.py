@@ -146,7 +146,7 @@ def load_scorer(folder: Path, *, base: Any = None) -> tuple[Scorer, ChainText]:
 def _whole(folder: Path) -> nn.Module:
     """The model in ``folder``; ValueError where a tensor is missing: it would be made up."""
     language, found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
     if wrong:
@@ -169,7 +169,7 @@ def _adapted(folder: Path, base: Any) -> nn.Module:
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no tokenizer: {error}; export the run again") from error
 
