@@ -1,8 +1,8 @@
 """A signal asks; the loop answers at the next step boundary.
 
 *Promises.* The first SIGTERM, SIGINT or SIGHUP (the terminal is gone) only sets a flag, so a step,
-a save and an evaluation are never torn. The second one ends the process at once, which can lose no committed work and no line
-of the journal; what was given to ``before_leaving`` has LAST_SECONDS. Before ``arm`` is called
+a save and an evaluation are never torn. The second one ends the process at once, which can lose no
+committed work and no line of the journal; what was given to ``before_leaving`` has LAST_SECONDS. Before ``arm`` is called
 there is nothing to save, and the first signal already ends the process. While a run waits for its
 bucket a signal only ends the waiting (``asked_to_leave``).
 
