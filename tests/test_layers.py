@@ -22,11 +22,12 @@ ROOMS = {
     "report",
     "config",
     "evals",
+    "monitor",
 }
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
-RUN = {"run", "opening", "claim", "machine", "show", "summary", "api", "demo"}
-VIEWERS = {"viewing", "bucket", "uploading"}
+RUN = {"run", "opening", "rollback", "claim", "machine", "show", "summary", "api", "demo"}
+VIEWERS = {"viewing", "bucket", "uploading", "watching"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "viewing": GROUND | ROOMS,
     "bucket": GROUND | ROOMS | {"viewing"},
     "uploading": GROUND | ROOMS | {"bucket", "viewing"},
+    "watching": GROUND | ROOMS,
     "cli": GROUND | ROOMS | ENGINE | PARTS | VIEWERS | RUN,
     "__init__": GROUND | ROOMS | RUN,
 }

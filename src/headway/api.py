@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.checkpoint import Checkpoint, verify
+from headway.claim import same_identities
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
@@ -16,7 +18,7 @@ from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
 from headway.machine import prepare_torch
-from headway.opening import build_context, opened, same_identities
+from headway.opening import build_context, opened
 from headway.records import Evaluation, StopReason
 from headway.run import train as train_loop
 from headway.show import Quiet, Show
@@ -38,9 +40,27 @@ def train_run(
     from_step: int | None = None,
     show: Show | None = None,
 ) -> tuple[Path, StopReason]:
-    """As ``train``; also says where the run is."""
-    with opened(config, fresh=fresh, from_step=from_step, show=show or Quiet()) as run:
-        return run.folder, train_loop(run)
+    """As ``train``; also says where the run is.
+
+    A run that rolls back is opened again here, at the checkpoint that its journal names.
+    """
+    while True:
+        folder, reason, asked = one_attempt(config, fresh, from_step, show or Quiet())
+        if reason is not StopReason.ROLL_BACK:
+            return folder, reason
+        if asked:
+            return folder, StopReason.SIGNAL
+        fresh, from_step = False, None
+        gc.collect()  # this attempt's model, before the next one's is loaded
+
+
+def one_attempt(
+    config: RunConfig, fresh: bool, from_step: int | None, show: Show
+) -> tuple[Path, StopReason, bool]:
+    """Where the run is, why the attempt ended, and whether a signal asked it to."""
+    with opened(config, fresh=fresh, from_step=from_step, show=show) as run:
+        reason = train_loop(run)
+        return run.folder, reason, run.signals.received is not None
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from headway.config import RunConfig, difference, fingerprint, identity, load_config
-from headway.errors import ConfigError
+from headway.errors import CheckpointError, ConfigError
 from headway.journal import read_events
 from headway.lock import RunLock
 from headway.upload import Line, Remote
@@ -119,3 +120,28 @@ def config_there(remote: Remote, objects: list[RemoteFile], line: Line) -> RunCo
         except ConfigError as error:
             said = str(error).replace(str(path), CONFIG_FILE)
             raise ConfigError(f"the config of the run in {remote.url}: {said}") from None
+
+
+def same_fingerprint(then: Mapping[str, Any], now: dict[str, Any], path: Path) -> None:
+    """A checkpoint of another config is refused, however it came here.
+
+    Another headway may resolve the same config to more keys: then the saved config alone decides.
+    """
+    same_headway = then.get("versions", {}).get("headway") == now["versions"]["headway"]
+    made = then.get("fingerprint")
+    if same_headway and made and made != now["fingerprint"]:
+        raise CheckpointError(
+            f"{path} was made by a run with another config (fingerprint {made}, here "
+            f"{now['fingerprint']}), and continuing from it would mix two. Remove it, give this "
+            "run another run.name, or start it over with --fresh"
+        )
+
+
+def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> None:
+    """The data and the base weights must be those the checkpoint was made with."""
+    changed = [f"{key}: {then[key]} -> {now.get(key)}" for key in then if then[key] != now.get(key)]
+    if changed:
+        raise CheckpointError(
+            f"step {step} was made with other inputs than are here now ({'; '.join(changed)}): "
+            "the data or the base model changed. Put them back, or start over with --fresh"
+        )

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from headway import rollback
 from headway.checkpoint import CheckpointStore, Saver, verify
-from headway.claim import claimed, run_folder, same_run_there
+from headway.claim import claimed, run_folder, same_fingerprint, same_identities, same_run_there
 from headway.config import RunConfig, find_recipe, fingerprint
 from headway.cost import Meter, Price, process_age_seconds, spent
 from headway.engine.optim import make_optimizer, trainable
@@ -38,6 +39,7 @@ from headway.signals import Signals
 from headway.summary import summary
 from headway.uploading import Uploading, uploading
 from headway.viewing import JOURNAL_FILE, open_run
+from headway.watching import Watching, watching
 
 OF_THE_DATA = ("data", "held_out")
 """Identities that a run from another's weights may have of its own."""
@@ -73,8 +75,11 @@ def opened(
         stack.enter_context(last_words(journal, meter))
         store = CheckpointStore(folder, attempt=str(attempt))
         saver = stack.enter_context(Saver(store))
+        past = read_events(folder / JOURNAL_FILE, rollback.EVENTS)
         if world.leads:
             store.sweep()
+            if from_step is None:
+                from_step = rollback.pending(past, [c.step for c in store.checkpoints()])
         prepare_torch(config)
         recipe = find_recipe(config.recipe)
         notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
@@ -83,22 +88,21 @@ def opened(
         refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
-        facts = {
-            "fingerprint": fingerprint(config),
-            "identities": task.facts().get("identities", {}),
-            "hardware": hardware(world),
-            "versions": versions(),
-        }
+        facts = facts_of(config, task, world)
         found = restore_newest(state, store, facts, from_step, world, bucket)
         notes += [("quarantine", line) for line in found]
+        state.left_out = sorted({*state.left_out, *rollback.left_out(past)})
         if config.run.warm_start and state.step == 0:
             notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
+        monitor = stack.enter_context(
+            own_monitor(config, folder, journal, task, plan, facts, show, bucket)
+        )
         run = Run(
             config, folder, recipe, task, state, plan, world, store, saver, journal, meter,
-            signals, show, facts, bucket,
+            signals, show, facts, monitor, bucket,
         )  # fmt: skip
         run.saved_step = state.step if state.step else -1
-        run.remember(read_events(folder / JOURNAL_FILE, {"attempt", "evaluation"}))
+        run.remember(read_events(folder / JOURNAL_FILE, {"attempt", "step", "evaluation"}))
         if journal:
             introduce(run, journal, notes)
         signals.arm()
@@ -120,6 +124,41 @@ def own_bucket(
         from_step=from_step,
         say=show.say,
     )
+
+
+def own_monitor(
+    config: RunConfig,
+    folder: Path,
+    journal: Journal | None,
+    task: Task,
+    plan: Plan,
+    facts: Mapping[str, Any],
+    show: Show,
+    bucket: Uploading | None,
+) -> contextlib.AbstractContextManager[Watching]:
+    """What judges the run while it trains; on ranks that write nothing the watchdog alone."""
+    machine = facts["hardware"]
+    return watching(
+        config.monitor,
+        folder,
+        journal,
+        say=show.say,
+        num_steps=plan.num_steps,
+        memory_limit_bytes=machine.get("gpu_memory_bytes") or machine["memory_bytes"],
+        gpu="gpu" in machine,
+        rows_of=lambda step: [row for m in task.batch_at(step - 1) for row in m.rows],
+        waiting=lambda: len(bucket.pending()) if bucket else 0,
+    )
+
+
+def facts_of(config: RunConfig, task: Task, world: World) -> dict[str, Any]:
+    """What every checkpoint's manifest says of the run and the machine."""
+    return {
+        "fingerprint": fingerprint(config),
+        "identities": task.facts().get("identities", {}),
+        "hardware": hardware(world),
+        "versions": versions(),
+    }
 
 
 def own_attempt(folder: Path, bucket: Uploading | None) -> int:
@@ -305,31 +344,6 @@ def warm_started(state: TrainState, source: str, facts: dict[str, Any]) -> str:
         )
     load_model(state.task, checkpoint.path / "model")
     return f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"
-
-
-def same_fingerprint(then: Mapping[str, Any], now: dict[str, Any], path: Path) -> None:
-    """A checkpoint of another config is refused, however it came here.
-
-    Another headway may resolve the same config to more keys: then the saved config alone decides.
-    """
-    same_headway = then.get("versions", {}).get("headway") == now["versions"]["headway"]
-    made = then.get("fingerprint")
-    if same_headway and made and made != now["fingerprint"]:
-        raise CheckpointError(
-            f"{path} was made by a run with another config (fingerprint {made}, here "
-            f"{now['fingerprint']}), and continuing from it would mix two. Remove it, give this "
-            "run another run.name, or start it over with --fresh"
-        )
-
-
-def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> None:
-    """The data and the base weights must be those the checkpoint was made with."""
-    changed = [f"{key}: {then[key]} -> {now.get(key)}" for key in then if then[key] != now.get(key)]
-    if changed:
-        raise CheckpointError(
-            f"step {step} was made with other inputs than are here now ({'; '.join(changed)}): "
-            "the data or the base model changed. Put them back, or start over with --fresh"
-        )
 
 
 def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:

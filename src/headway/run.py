@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from headway.errors import CheckpointError, StorageFull
 from headway.evals import brief, refuse_no_number, stale, write
 from headway.journal import Journal, timeline
 from headway.records import StepReport, StopReason
+from headway.rollback import rolls_back
 from headway.show import Show
 from headway.signals import Signals
-from headway.supervise import HEARTBEAT_FILE, beat
 from headway.uploading import Uploading
+from headway.watching import Watching
 
 
 def train(run: Run) -> StopReason:
@@ -38,13 +39,14 @@ def train(run: Run) -> StopReason:
         return run.ended(stop)
     for report in train_steps(run.task, run.state, run.plan, run.world):
         run.record(report)  # what it did, and what the run has cost by now
+        run.monitor.watch(report)  # warning signs: to the journal, the terminal, a webhook
         stop, save_due = run.judge(report)  # signal, budget, horizon; the same answer on every rank
-        if stop or save_due:
+        if save_due:
             run.save(report)  # a snapshot now; written and committed beside the next steps
         stop = run.measure_if_due(stop) or stop  # held-out rows; early stopping
         run.settle(stop)  # what was committed is announced; old ones are pruned
         if stop:
-            break  # always after a save, never inside a step
+            break  # always after a save (but to roll back), never inside a step
     return run.ended(stop or StopReason.FINISHED)
 
 
@@ -69,6 +71,7 @@ class Run:
     show: Show
     facts: dict[str, Any]
     """Goes into every checkpoint's manifest: fingerprint, identities, versions."""
+    monitor: Watching
     bucket: Uploading | None = None
     """Rank 0's copy of the run elsewhere; None where no bucket was asked for."""
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -90,13 +93,15 @@ class Run:
 
     def record(self, report: StepReport) -> None:
         """Write the step to the journal and show it."""
+        self.monitor.beat(report.seconds)
         if self.journal:
-            beat(self.folder / HEARTBEAT_FILE)
             self.journal.append(report, cost_usd=self.cost_usd)
             self.show.step(report, self.plan, self.cost_usd)
 
     def judge(self, report: StepReport) -> tuple[StopReason | None, bool]:
         """Whether to stop after this step and why, and whether a save is due."""
+        if rolls_back(self, report):
+            return StopReason.ROLL_BACK, False
         section = self.config.checkpoint
         minutes = (time.monotonic() - self.saved_at) / 60
         due = (
@@ -199,6 +204,7 @@ class Run:
     def announce(self, checkpoint: Checkpoint, journal: Journal) -> None:
         """Write to the journal that a checkpoint exists from now on."""
         self.unsaved = None
+        self.monitor.saved(checkpoint.bytes)
         journal.append(
             "save",
             step=checkpoint.step,
@@ -271,27 +277,25 @@ class Run:
                 self.journal.append(brief(found))
                 self.journal.flush()
                 self.show.evaluated(found)
+                self.monitor.evaluated(found)
             self.world.barrier()
         if section is None or section.early_stop is None or stop:
             return None
         patience, min_delta = section.early_stop.patience, section.early_stop.min_delta
-        return StopReason.EARLY_STOP if stale(self.losses(), patience, min_delta) else None
+        losses = [loss for _, loss in sorted(self.state.evaluations)]
+        return StopReason.EARLY_STOP if stale(losses, patience, min_delta) else None
 
     def interrupted(self) -> bool:
         """Whether an evaluation should end early; asked after each of its microbatches."""
-        if self.journal:
-            beat(self.folder / HEARTBEAT_FILE)
+        self.monitor.beat()
         return self.signals.received is not None
 
-    def losses(self) -> list[float]:
-        """Held-out losses so far, in order of steps."""
-        return [loss for _, loss in sorted(self.state.evaluations)]
-
     def remember(self, events: Sequence[dict[str, Any]]) -> None:
-        """Take held-out losses up to this step from the journal, the one at this very step too.
+        """Take losses up to this step from the journal, a held-out one at this very step too.
 
         The checkpoint holds those before its step; a save comes before the evaluation of its step.
         """
+        self.monitor.remember(events, self.state.step)
         self.scores = dict(self.state.evaluations)
         for event in timeline(events, "evaluation"):
             if event["step"] <= self.state.step and isinstance(event["metrics"]["loss"], float):
@@ -302,22 +306,15 @@ class Run:
 
     # ------------------------------------------------------------- end
 
-    def asked_again(self) -> Callable[[], bool]:
-        """Whether a signal came since now; each time it is asked is a sign of life."""
-        before = self.signals.received
-
-        def answer() -> bool:
-            beat(self.folder / HEARTBEAT_FILE)
-            return self.signals.received != before
-
-        return answer
-
     def ended(self, stop: StopReason) -> StopReason:
         """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
         if self.journal:
             self.settle(stop)
-            if self.bucket:  # what an earlier save left gets there, whatever became of the last
-                self.bucket.finish(self.asked_again(), self.journal, self.show.say)
+            if (
+                self.bucket and stop is not StopReason.ROLL_BACK
+            ):  # what an earlier save left gets there, whatever became of the last
+                again = self.monitor.beating(self.signals.again())
+                self.bucket.finish(again, self.journal, self.show.say)
             if self.unsaved:
                 raise self.unsaved
             facts = {"step": self.state.step, "cost_usd": self.cost_usd}

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -40,6 +41,11 @@ class Signals:
     def arm(self) -> None:
         """From now on there is something to save: the first signal only sets the flag."""
         self._armed = True
+
+    def again(self) -> Callable[[], bool]:
+        """A question: did another signal come since now?"""
+        before = self.received
+        return lambda: self.received != before
 
     def __exit__(
         self,
