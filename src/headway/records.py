@@ -1,8 +1,8 @@
 """Layer 0: the plain facts that the engine yields and the rooms pass on. Standard library only.
 
-``step`` counts completed steps: the first report is step 1, a checkpoint at step N holds the weights
-after N steps, and ``batch_at(N)`` is the batch that leads from step N to step N + 1. A step is one
-optimizer update, unless it was refused: then the weights are as before it.
+``step`` counts completed steps: the first report is step 1, a checkpoint at step N holds the
+weights after N steps, and ``batch_at(N)`` is the batch that leads from step N to step N + 1. A step
+is one optimizer update, unless it was refused: then the weights are as before it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ next opening obeys it, so a kill at any instant changes nothing, and the attempt
 back what came after that checkpoint as every other attempt does.
 
 Steps are repeated bit for bit, so going back alone would lead into the same trouble. The whole
-stretch from the checkpoint to the trouble is left out: PaLM's rule for loss spikes (arXiv:2204.02311,
-5.1), where the batches were harmless from other weights.
+stretch from the checkpoint to the trouble is left out: PaLM's rule for loss spikes
+(arXiv:2204.02311, 5.1), where the batches were harmless from other weights.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ NAMED_ROWS = 64
 
 
 class Watching:
-    """The monitor and the watchdog of one open run; only the watchdog on ranks that write nothing."""
+    """The monitor and the watchdog of one open run; other ranks have the watchdog alone."""
 
     def __init__(
         self,

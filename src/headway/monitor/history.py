@@ -37,7 +37,7 @@ class Block:
 
     last_step: int
     attempt: int
-    """Counts attempts; speed and memory are compared within one, as it may be on another machine."""
+    """Counts attempts; the next one may be on another machine."""
     whole: bool
     """That attempt made all of its steps."""
     loss: float

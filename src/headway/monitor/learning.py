@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 
 from headway.monitor.alerts import Alert
 from headway.monitor.history import BLOCK_STEPS, Block, History, spread
@@ -88,8 +89,8 @@ def loss_rising(history: History, limits: Limits) -> Alert | None:
         what=f"the loss has risen to {newest[-1].loss:.4g} (median of {BLOCK_STEPS} steps) from "
         f"{best:.4g} at its best, and stayed there for {RISE_BLOCKS * BLOCK_STEPS} steps",
         why="training diverges: what was learned is being lost",
-        advice="stop, lower train.learning_rate (a third of it) or lengthen train.warmup, and begin "
-        "again from a checkpoint before the rise: run.warm_start=RUN@STEP",
+        advice="stop, lower train.learning_rate (a third of it) or lengthen train.warmup, and "
+        "begin again from a checkpoint before the rise: run.warm_start=RUN@STEP",
     )
 
 
@@ -194,7 +195,7 @@ def evaluation_gap(history: History, limits: Limits) -> Alert | None:
     if len(found) < 3:
         return None
     best_step, best = min(found, key=lambda e: e[1])
-    (_, before), (step, newest) = found[-2:]
+    (_, before), (_, newest) = found[-2:]
     gained = max(found[0][1] - best, 0.01 * abs(best))
     if not best < before < newest or newest - best <= GAP_SHARE * gained:
         return None
@@ -220,9 +221,9 @@ def standard_error(blocks: Sequence[Block], level: float) -> float:
     distant ones; then the medians of blocks differ by more, and that is measured here.
     """
     inside = 1.2533 * statistics.median(b.loss_spread for b in blocks) / BLOCK_STEPS**0.5
-    steps = [abs(a.loss - b.loss) for a, b in zip(blocks, blocks[1:], strict=False)]
+    steps = [abs(a.loss - b.loss) for a, b in pairwise(blocks)]
     between = 1.4826 * statistics.median(steps) / 2**0.5 if steps else 0.0
-    return max(inside, between, 1e-3 * abs(level))
+    return float(max(inside, between, 1e-3 * abs(level)))
 
 
 def percentile_95(values: Sequence[float]) -> float:

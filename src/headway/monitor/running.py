@@ -57,8 +57,8 @@ def memory_growing(history: History, limits: Limits) -> Alert | None:
     return Alert(
         kind="memory_growing",
         level="warning",
-        what=f"peak memory is {size(newest[-1])} and has grown by {size(per_step * 100)} per 100 "
-        f"steps; {size(limit)} are reached in about {max(0, steps):,.0f} steps, with {left:,} to go",
+        what=f"peak memory is {size(newest[-1])} and grew by {size(per_step * 100)} per 100 "
+        f"steps; {size(limit)} are reached in {max(0, steps):,.0f} steps, with {left:,} to go",
         why="something is kept from step to step; the run would end out of memory",
         advice="checkpoints make that cheap: run with --supervise, which starts again by itself; "
         "a smaller hardware.microbatch_size leaves more room",
