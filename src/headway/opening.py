@@ -78,8 +78,8 @@ def opened(
         past = read_events(folder / JOURNAL_FILE, rollback.EVENTS)
         if world.leads:
             store.sweep()
-            if from_step is None:
-                from_step = rollback.pending(past, [c.step for c in store.checkpoints()])
+            there = [c.step for c in store.checkpoints()]
+            from_step = from_step if from_step is not None else rollback.pending(past, there)
         prepare_torch(config)
         recipe = find_recipe(config.recipe)
         notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
@@ -94,14 +94,13 @@ def opened(
         state.left_out = sorted({*state.left_out, *rollback.left_out(past)})
         if config.run.warm_start and state.step == 0:
             notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
-        monitor = stack.enter_context(
-            own_monitor(config, folder, journal, task, plan, facts, show, bucket)
-        )
+        judge = own_monitor(config, folder, journal, task, plan, facts, show, bucket)
+        monitor = stack.enter_context(judge)
         run = Run(
             config, folder, recipe, task, state, plan, world, store, saver, journal, meter,
             signals, show, facts, monitor, bucket,
         )  # fmt: skip
-        run.saved_step = state.step if state.step else -1
+        run.saved_step = state.step or -1
         run.remember(read_events(folder / JOURNAL_FILE, {"attempt", "step", "evaluation"}))
         if journal:
             introduce(run, journal, notes)

@@ -14,14 +14,11 @@ from headway.monitor.alerts import Alert, Kind, Over
 from headway.monitor.gauges import Sampler, look_at
 from headway.monitor.history import Gauges, History
 from headway.monitor.limits import Limits
-from headway.monitor.watch import AT_BLOCKS, AT_EVALUATIONS, AT_GAUGES, AT_STEPS, Monitor
+from headway.monitor.watch import RULES, Monitor
 from headway.monitor.webhook import Webhook, webhook_text
 
 __all__ = [
-    "AT_BLOCKS",
-    "AT_EVALUATIONS",
-    "AT_GAUGES",
-    "AT_STEPS",
+    "RULES",
     "Alert",
     "Gauges",
     "History",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from itertools import pairwise
 
 from headway.monitor.alerts import Alert
 from headway.monitor.history import BLOCK_STEPS, Block, History, spread
@@ -22,7 +21,7 @@ TAIL = 6.0
 """How often the distance from the median to the 95th percentile a spike must lie above it. The
 score alone would call 1 in 600 steps a spike where losses are distributed exponentially."""
 RISE_ERRORS, RISE_BLOCKS = 7.0, 3
-FLAT_BLOCKS = 12
+FLAT_BLOCKS, FALLEN_ERRORS = 12, 3.0
 EXPLODING, EXPLODING_STEPS, OF_STEPS = 10.0, 5, 8
 VANISHING = 1e-3
 ZERO_STEPS = 3
@@ -100,7 +99,8 @@ def loss_flat(history: History, limits: Limits) -> Alert | None:
     if len(blocks) < FLAT_BLOCKS or blocks[0].last_step > BLOCK_STEPS:
         return None
     began, now = blocks[0].loss, statistics.median(block.loss for block in blocks[-4:])
-    if began - now > standard_error(blocks, began):
+    error = standard_error(blocks, began)
+    if began - now > error or began - min(block.loss for block in blocks) > FALLEN_ERRORS * error:
         return None
     held_out = [loss for _, loss in history.evaluations]
     if len(held_out) > 1 and held_out[0] - min(held_out[1:]) > 0.01 * abs(held_out[0]):
@@ -218,11 +218,13 @@ def standard_error(blocks: Sequence[Block], level: float) -> float:
     """Of one block's median loss: from the noise within blocks, or between neighbours if larger.
 
     A median of n values has 1.2533 σ / √n. Neighbouring batches of ordered data are more alike than
-    distant ones; then the medians of blocks differ by more, and that is measured here.
+    distant ones; then the medians of blocks differ by more, and that is measured here: by second
+    differences (of variance 6), which a falling curve does not make larger.
     """
     inside = 1.2533 * statistics.median(b.loss_spread for b in blocks) / BLOCK_STEPS**0.5
-    steps = [abs(a.loss - b.loss) for a, b in pairwise(blocks)]
-    between = 1.4826 * statistics.median(steps) / 2**0.5 if steps else 0.0
+    losses = [block.loss for block in blocks]
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
+    between = 1.4826 * statistics.median(bends) / 6**0.5 if bends else 0.0
     return float(max(inside, between, 1e-3 * abs(level)))
 
 

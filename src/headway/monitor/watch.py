@@ -38,10 +38,15 @@ AT_BLOCKS = Group(
         "loss_rising": learning.loss_rising,
         "loss_flat": learning.loss_flat,
         "gradient_vanishing": learning.gradient_vanishing,
+    },
+    calm=20,  # a curve at the edge of a verdict crosses it again and again
+)
+SPEED_AT_BLOCKS = Group(
+    {
         "throughput_drop": running.throughput_drop,
         "memory_growing": running.memory_growing,
     },
-    calm=3,
+    calm=6,
 )
 AT_EVALUATIONS = Group({"evaluation_gap": learning.evaluation_gap}, calm=2)
 AT_GAUGES = Group(
@@ -52,6 +57,12 @@ AT_GAUGES = Group(
     },
     calm=20,
 )
+RULES: Mapping[Kind, Rule] = {
+    kind: rule
+    for group in (AT_STEPS, AT_BLOCKS, SPEED_AT_BLOCKS, AT_EVALUATIONS, AT_GAUGES)
+    for kind, rule in group.rules.items()
+}
+"""All rules on a history. Refusals, silence and roll backs are told by those who see them."""
 
 
 class Monitor:
@@ -89,7 +100,7 @@ class Monitor:
         self.history = self.history.after(report)
         said += self._look(AT_STEPS)
         if self.history.in_block == 0:
-            said += self._look(AT_BLOCKS)
+            said += self._look(AT_BLOCKS) + self._look(SPEED_AT_BLOCKS)
         return said
 
     def evaluation(self, step: int, loss: float) -> list[Alert | Over]:
@@ -121,11 +132,9 @@ class Monitor:
                 self.step(report_of(event))
         self.spiked = None
         self.history = self.history.in_new_attempt()
-        lasting = {**AT_STEPS.rules, **AT_BLOCKS.rules, **AT_EVALUATIONS.rules}
-        of_the_machine = ("throughput_drop", "memory_growing")
+        lasting = {*AT_STEPS.rules, *AT_BLOCKS.rules, *AT_EVALUATIONS.rules}
         going_on = self._episodes.going_on
-        kept = {k: going_on[k] for k in going_on if k in lasting and k not in of_the_machine}
-        self._episodes = Episodes(kept)
+        self._episodes = Episodes({kind: going_on[kind] for kind in going_on if kind in lasting})
 
     def _look(self, group: Group) -> list[Alert | Over]:
         step = self.history.steps[-1].step if self.history.steps else 0
