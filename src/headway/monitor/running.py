@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 from headway.monitor.alerts import Alert
 from headway.monitor.history import BLOCK_STEPS, Block, History
@@ -15,8 +15,8 @@ from headway.monitor.limits import Limits
 
 SPEED_BLOCKS, MEMORY_BLOCKS = 4, 6
 GPU_LOOKS, BACKLOG_LOOKS, DISK_LOOKS = 8, 8, 20
-DISK_SECONDS = 600.0
-"""Saves and deletions make free space a saw; over less time one tooth would look like a slope."""
+DISK_SECONDS = 1200.0
+"""Over less time one tooth of the saw that saves and deletions make would look like a slope."""
 
 
 def throughput_drop(history: History, limits: Limits) -> Alert | None:
@@ -125,16 +125,20 @@ def of_this_attempt(history: History) -> tuple[Block, ...]:
 
 
 def minutes_to_full(known: Sequence[tuple[float, int]]) -> float | None:
-    """When free space would end: the median slope between any two looks (Theil and Sen).
+    """When free space would end. ``known``: (seconds, bytes free) of each look.
 
-    None if it does not shrink, or there are too few looks to say.
+    Saves and deletions make free space a saw, so its peaks are compared: the highest of each
+    quarter of the looks. None if they do not fall, or there are too few looks to say.
     """
     if len(known) < DISK_LOOKS or known[-1][0] - known[0][0] < DISK_SECONDS:
         return None
-    few = known[:: max(1, len(known) // 40)]
-    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(few, 2) if b[0] > a[0]]
-    slope = statistics.median(slopes)
-    return known[-1][1] / -slope / 60 if slope < 0 else None
+    count = len(known) // 4
+    quarters = [known[n * count : (n + 1) * count] for n in range(4)]
+    peaks = [max(quarter, key=lambda look: (look[1], -look[0])) for quarter in quarters]
+    if any(after[1] >= before[1] for before, after in pairwise(peaks)):
+        return None
+    per_second = (peaks[0][1] - peaks[-1][1]) / (peaks[-1][0] - peaks[0][0])
+    return known[-1][1] / per_second / 60
 
 
 def size(bytes_: float) -> str:
