@@ -223,10 +223,11 @@ def loss(self, model, inputs):
     if model.training:
         calls["train"] += 1
         if fault == "nan" and calls["train"] == 100:
-            sums["loss"] = sums["loss"] * float("nan")
+            sums["loss"] = sums["loss"] + float("nan")
         if fault == "poisoned-row" and calls["train"] == 100:
-            factor = torch.ones_like(sums["loss"]); factor[0] = 60.0
-            sums["loss"] = sums["loss"] * factor
+            added = torch.zeros_like(sums["loss"])
+            added[0] = 59 * sums["loss"][0].detach()
+            sums["loss"] = sums["loss"] + added
         if fault == "nothing-trains":
             sums["loss"] = sums["loss"] * 0.0
     return sums

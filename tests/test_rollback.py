@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from headway import api, rollback
 from headway.api import train
-from headway.config import RunConfig
+from headway.config import Cost, RunConfig
+from headway.cost import process_age_seconds
 from headway.errors import NonFiniteStep
 from headway.journal import read, read_events, timeline
 from headway.records import StepReport, StopReason
@@ -202,6 +203,19 @@ def test_a_checkpoint_whose_only_steps_were_refused_opens_again(tmp_path: Path) 
     newest = tmp_path / "run/checkpoints/step-00000001"
     assert load_file(newest / "optimizer.safetensors") == {}
     assert train(config) is StopReason.FINISHED
+
+
+def test_what_a_rolled_back_attempt_cost_is_counted_once(tmp_path: Path) -> None:
+    """It is the same process: its age must not be billed again."""
+    config = config_of(tmp_path).model_copy(update={"cost": Cost(usd_per_hour=3600.0)})
+    began = process_age_seconds()
+    earlier = began  # this test's process is old; the first attempt is billed for all of it
+    assert train(config) is StopReason.FINISHED
+    ended = process_age_seconds()
+    costs = [e["cost_usd"] for e in journal_of(tmp_path) if e.get("cost_usd") is not None]
+    assert costs == sorted(costs)
+    # One dollar a second. (Counted twice it would be at least `earlier` more.)
+    assert earlier < costs[-1] <= ended + 0.1 and earlier > 1
 
 
 def test_a_pending_roll_back_is_the_newest_one_that_no_attempt_followed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,23 +45,38 @@ def train_run(
 
     A run that rolls back is opened again here, at the checkpoint that its journal names.
     """
+    billed_until = None
     while True:
-        folder, reason, asked = one_attempt(config, fresh, from_step, show or Quiet())
-        if reason is not StopReason.ROLL_BACK:
-            return folder, reason
-        if asked:
-            return folder, StopReason.SIGNAL
-        fresh, from_step = False, None
+        ended = one_attempt(config, fresh, from_step, show or Quiet(), billed_until)
+        if ended.reason is not StopReason.ROLL_BACK:
+            return ended.folder, ended.reason
+        if ended.asked:
+            return ended.folder, StopReason.SIGNAL
+        fresh, from_step, billed_until = False, None, ended.at
         gc.collect()  # this attempt's model, before the next one's is loaded
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one attempt ended."""
+
+    folder: Path
+    reason: StopReason
+    asked: bool
+    """A signal asked it to."""
+    at: float
+    """Until when it was billed, on the monotonic clock."""
+
+
 def one_attempt(
-    config: RunConfig, fresh: bool, from_step: int | None, show: Show
-) -> tuple[Path, StopReason, bool]:
-    """Where the run is, why the attempt ended, and whether a signal asked it to."""
-    with opened(config, fresh=fresh, from_step=from_step, show=show) as run:
+    config: RunConfig, fresh: bool, from_step: int | None, show: Show, billed_until: float | None
+) -> Ended:
+    """Open the run, train, close it: nothing of the model stays in memory."""
+    with opened(
+        config, fresh=fresh, from_step=from_step, show=show, billed_until=billed_until
+    ) as run:
         reason = train_loop(run)
-        return run.folder, reason, run.signals.received is not None
+        return Ended(run.folder, reason, run.signals.received is not None, time.monotonic())
 
 
 @dataclass(frozen=True)

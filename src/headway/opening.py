@@ -10,7 +10,8 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -52,12 +53,14 @@ def opened(
     fresh: bool = False,
     from_step: int | None = None,
     show: Show | None = None,
+    billed_until: float | None = None,
 ) -> Iterator[Run]:
     """The run this config describes, ready for its next step; everything is closed afterwards.
 
     ``fresh`` moves an existing run aside and starts over; ``from_step`` continues from that
     checkpoint and moves later ones aside. Raises RunLocked, ConfigError (another fingerprint),
-    CheckpointError (no good checkpoint), DataError, StorageFull.
+    CheckpointError (no good checkpoint), DataError, StorageFull. ``billed_until``: when an attempt
+    in this same process ended (``time.monotonic()``); what was before is not billed again.
     """
     show = show or Quiet()
     with contextlib.ExitStack() as stack:
@@ -67,7 +70,7 @@ def opened(
         bucket = stack.enter_context(own_bucket(config, world, fresh, from_step, show))
         changed = stack.enter_context(claimed(folder, config, fresh)) if world.leads else []
         attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
-        meter = started_meter(config, folder)
+        meter = started_meter(config, folder, billed_until)
         journal = None
         if world.leads:
             journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
@@ -77,9 +80,7 @@ def opened(
         saver = stack.enter_context(Saver(store))
         past = read_events(folder / JOURNAL_FILE, rollback.EVENTS)
         if world.leads:
-            store.sweep()
-            there = [c.step for c in store.checkpoints()]
-            from_step = from_step if from_step is not None else rollback.pending(past, there)
+            from_step = swept(store, past, from_step)
         prepare_torch(config)
         recipe = find_recipe(config.recipe)
         notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
@@ -100,7 +101,6 @@ def opened(
             config, folder, recipe, task, state, plan, world, store, saver, journal, meter,
             signals, show, facts, monitor, bucket,
         )  # fmt: skip
-        run.saved_step = state.step or -1
         run.remember(read_events(folder / JOURNAL_FILE, {"attempt", "step", "evaluation"}))
         if journal:
             introduce(run, journal, notes)
@@ -194,8 +194,23 @@ def consult(recipe: Recipe, config: RunConfig) -> list[str]:
     return said
 
 
-def started_meter(config: RunConfig, folder: Path) -> Meter | None:
-    """A meter that goes on from what earlier attempts spent, or None without a price."""
+def swept(
+    store: CheckpointStore, past: Sequence[Mapping[str, Any]], from_step: int | None
+) -> int | None:
+    """Remove what kills left behind; the step to continue from, by request or by a roll back."""
+    store.sweep()
+    if from_step is not None:
+        return from_step
+    return rollback.pending(past, [checkpoint.step for checkpoint in store.checkpoints()])
+
+
+def started_meter(
+    config: RunConfig, folder: Path, billed_until: float | None = None
+) -> Meter | None:
+    """A meter that goes on from what earlier attempts spent, or None without a price.
+
+    ``billed_until``: as in ``opened``.
+    """
     if config.cost is None:
         return None
     price = Price(
@@ -205,7 +220,8 @@ def started_meter(config: RunConfig, folder: Path) -> Meter | None:
         date=datetime.now(UTC).date().isoformat(),
     )
     before = spent(read_events(folder / JOURNAL_FILE, {"step", "stop"}))
-    return Meter(price, before, process_age_seconds())
+    unbilled = process_age_seconds() if billed_until is None else time.monotonic() - billed_until
+    return Meter(price, before, unbilled)
 
 
 def refuse_nothing_held_out(config: RunConfig, task: Task) -> None:

@@ -295,6 +295,7 @@ class Run:
 
         The checkpoint holds those before its step; a save comes before the evaluation of its step.
         """
+        self.saved_step = self.state.step or -1
         self.monitor.remember(events, self.state.step)
         self.scores = dict(self.state.evaluations)
         for event in timeline(events, "evaluation"):

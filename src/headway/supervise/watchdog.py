@@ -103,13 +103,14 @@ class Watchdog:
         """All stacks in a file of the run and on stderr; None if the disk does not take them."""
         with contextlib.suppress(OSError, ValueError):
             faulthandler.dump_traceback(sys.stderr.fileno(), all_threads=True)
-        with contextlib.suppress(OSError):
-            path = unused_hang_file(self._folder)
-            with path.open("x") as file:
-                file.write(f"no sign of life for {seconds:.0f} s (process {os.getpid()})\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file.fileno(), all_threads=True)
-            return path
+        for _ in range(8):  # another rank may take the name first
+            with contextlib.suppress(OSError):
+                path = unused_hang_file(self._folder)
+                with path.open("x") as file:
+                    file.write(f"no sign of life for {seconds:.0f} s (process {os.getpid()})\n\n")
+                    file.flush()
+                    faulthandler.dump_traceback(file.fileno(), all_threads=True)
+                return path
         return None
 
     def _ends(self, seconds: float) -> None:
