@@ -228,8 +228,9 @@ def loss(self, model, inputs):
             added = torch.zeros_like(sums["loss"])
             added[0] = 59 * sums["loss"][0].detach()
             sums["loss"] = sums["loss"] + added
-        if fault == "nothing-trains":
-            sums["loss"] = sums["loss"] * 0.0
+        if fault == "nothing-trains" and calls["train"] == 1:
+            for parameter in model.parameters():
+                parameter.register_hook(torch.zeros_like)
     return sums
 TextTask.loss = loss
 if fault == "slow":
@@ -238,7 +239,7 @@ if fault == "slow":
         if model.training:
             calls["train"] += 1
             if calls["train"] > 130:
-                time.sleep(0.15)
+                time.sleep(0.5)
         return whole(self, model, inputs)
     TextTask.loss = slowed
 if fault == "repeated":
@@ -250,8 +251,8 @@ REAL_FAULTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     # fault: (kind, overrides, in words)
     "nan": ("non_finite", (), "the loss of batch 100 is NaN"),
     "poisoned-row": ("loss_spike", (), "one row's loss of batch 100 is 60 times what it was"),
-    "nothing-trains": ("gradient_zero", (), "the loss does not depend on the weights"),
-    "slow": ("throughput_drop", (), "steps after 130 take 0.15 s longer"),
+    "nothing-trains": ("gradient_zero", (), "every gradient is 0"),
+    "slow": ("throughput_drop", (), "steps after 130 take 0.5 s longer"),
     "repeated": ("evaluation_gap", (), "two batches are repeated for ever"),
     "rate-too-high": (
         "loss_rising", ("train.learning_rate=0.3", "train.max_grad_norm=0"),
@@ -354,6 +355,16 @@ def real_rows(journals: Sequence[Path]) -> list[tuple[object, ...]]:
     return rows
 
 
+HEAD = """\
+# Warning signs: how often they are wrong, and what they find
+
+<!-- Written by benchmarks/monitor_rules.py. -->
+
+`python benchmarks/monitor_rules.py --seeds 400 --trained --journals runs/*/journal.jsonl --to
+docs/results/monitor.md` writes this page; the number of runs behind each line stands in it. What
+the rules are is in [alerts](../alerts.md)."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=400)
@@ -393,7 +404,7 @@ def main() -> None:
             ]
     seconds = time.perf_counter() - began
     parts.append(f"{cpu_name()}, {seconds:.0f} s in all.")
-    page = "\n\n".join(parts) + "\n"
+    page = "\n\n".join([HEAD, *parts]) + "\n"
     print(page)
     if given.to:
         given.to.write_text(page)

@@ -22,7 +22,7 @@ import torch
 from headway import rollback
 from headway.checkpoint import CheckpointStore, Saver, verify
 from headway.claim import claimed, run_folder, same_fingerprint, same_identities, same_run_there
-from headway.config import RunConfig, find_recipe, fingerprint
+from headway.config import RunConfig, find_recipe
 from headway.cost import Meter, Price, process_age_seconds, spent
 from headway.engine.optim import make_optimizer, trainable
 from headway.engine.schedule import Schedule, steps_of
@@ -32,7 +32,7 @@ from headway.engine.task import BuildContext, Recipe, Task
 from headway.engine.world import World, joined
 from headway.errors import CheckpointError, ConfigError, HeadwayError
 from headway.journal import Journal, next_attempt, read_events
-from headway.machine import cache_folder, hardware, prepare_torch, versions
+from headway.machine import cache_folder, facts_of, prepare_torch
 from headway.records import StopReason
 from headway.run import Run
 from headway.show import Quiet, Show
@@ -148,16 +148,6 @@ def own_monitor(
         rows_of=lambda step: [row for m in task.batch_at(step - 1) for row in m.rows],
         waiting=lambda: len(bucket.pending()) if bucket else 0,
     )
-
-
-def facts_of(config: RunConfig, task: Task, world: World) -> dict[str, Any]:
-    """What every checkpoint's manifest says of the run and the machine."""
-    return {
-        "fingerprint": fingerprint(config),
-        "identities": task.facts().get("identities", {}),
-        "hardware": hardware(world),
-        "versions": versions(),
-    }
 
 
 def own_attempt(folder: Path, bucket: Uploading | None) -> int:

@@ -311,9 +311,8 @@ class Run:
         """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
         if self.journal:
             self.settle(stop)
-            if (
-                self.bucket and stop is not StopReason.ROLL_BACK
-            ):  # what an earlier save left gets there, whatever became of the last
+            if self.bucket and stop is not StopReason.ROLL_BACK:
+                # What an earlier save left gets there, whatever became of the last.
                 again = self.monitor.beating(self.signals.again())
                 self.bucket.finish(again, self.journal, self.show.say)
             if self.unsaved:
