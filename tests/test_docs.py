@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -22,7 +22,9 @@ from headway.api import train
 from headway.cli import build_app
 from headway.cli.reference import leaves, reference
 from headway.config import RunConfig
+from headway.config.monitor_section import Kind as ConfigKind
 from headway.config.translate import NAMES
+from headway.monitor import Kind
 from headway.show import Quiet
 from toy import toy_config
 
@@ -234,10 +236,18 @@ def test_every_journal_event_has_the_fields_its_page_says(folder: Path) -> None:
         assert documented_fields(RUN_PAGE, f"### `{event}`") == fields, event
 
 
+SAYING = ("run.py", "saving.py", "opening.py", "rollback.py", "watching.py")
+
+
+def test_every_kind_of_alert_is_on_its_page() -> None:
+    page = (ROOT / "docs/alerts.md").read_text()
+    assert {kind for kind in get_args(Kind) if f"| `{kind}` |" not in page} == set()
+    muted = get_args(ConfigKind)
+    assert set(muted) == set(get_args(Kind)) - {"roll_back"}  # it is no rule's, and never muted
+
+
 def test_every_event_in_the_source_is_on_the_page() -> None:
-    sources = [
-        (ROOT / "src/headway" / name).read_text() for name in ("run.py", "saving.py", "opening.py")
-    ]
+    sources = [(ROOT / "src/headway" / name).read_text() for name in SAYING]
     named = set(re.findall(r'journal\.append\(\s*"(\w+)"', "\n".join(sources)))
     assert "save_skipped" in named
     assert {event for event in named if f"### `{event}`" not in RUN_PAGE} == set()

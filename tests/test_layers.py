@@ -23,11 +23,15 @@ ROOMS = {
     "report",
     "config",
     "evals",
+    "monitor",
 }
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
-RUN = {"run", "saving", "spending", "opening", "claim", "machine", "show", "summary", "api", "demo"}
-VIEWERS = {"viewing", "bucket", "copies", "joining", "uploading"}
+RUN = {
+    "run", "saving", "spending", "opening", "rollback", "claim", "machine", "show", "summary",
+    "api", "demo",
+}  # fmt: skip
+VIEWERS = {"viewing", "bucket", "copies", "joining", "uploading", "watching"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -42,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "copies": GROUND | ROOMS | {"bucket", "viewing"},
     "joining": GROUND | ROOMS | {"bucket", "viewing"},
     "uploading": GROUND | ROOMS | {"bucket", "joining", "viewing"},
+    "watching": GROUND | ROOMS,
     "cli": GROUND | ROOMS | ENGINE | PARTS | VIEWERS | RUN,
     "__init__": GROUND | ROOMS | RUN,
 }

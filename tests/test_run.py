@@ -408,14 +408,6 @@ def test_a_full_disk_costs_one_save_and_training_goes_on(
     assert_same_state(final_state(tmp_path / "run"), whole)
 
 
-def test_a_non_finite_step_ends_the_run_and_the_journal_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteStep) as caught:
-        train(toy_config(tmp_path, task={"nan_at_step": 3}))
-    assert caught.value.exit_code == 65
-    last = read(tmp_path / "run/journal.jsonl")[-1]
-    assert last["event"] == "stop" and last["reason"] == "error" and "refused" in last["message"]
-
-
 def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     keep = {"every_steps": 2, "keep_last": 1, "keep_best": 1}
     train(toy_config(tmp_path, evaluate=EVALUATE, checkpoint=keep))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -15,7 +18,6 @@ from headway.engine.state import TrainState
 from headway.engine.steps import Plan, train_steps
 from headway.engine.task import Microbatch
 from headway.engine.world import World
-from headway.errors import NonFiniteStep
 from headway.records import StepReport
 from toy import context
 
@@ -114,13 +116,54 @@ def test_an_interrupted_evaluation_is_no_measurement() -> None:
 
 
 def test_a_non_finite_step_names_the_row_and_leaves_the_weights_alone() -> None:
-    state = fresh(ToyConfig(nan_at_step=2))
+    state = fresh(ToyConfig(nan_at_steps=(2,)))
     reports = train_steps(state.task, state, plan(), WORLD)
     next(reports), next(reports)
     before, guilty = weights(state).clone(), state.task.batch_at(2)[-1].rows[-1]
-    with pytest.raises(NonFiniteStep, match=rf"step 3 was refused.*rows \[{guilty}\]"):
-        next(reports)
-    assert torch.equal(before, weights(state)) and state.step == 2
+    moments = {n: m["exp_avg"].clone() for n, m in enumerate(state.optimizer.state.values())}
+    refused = next(reports)
+    assert refused.step == state.step == 3 and refused.refused is not None
+    assert refused.refused.rows == (guilty,) and "loss nan" in refused.refused.why
+    assert torch.equal(before, weights(state)) and state.refused == [3]
+    for n, moment in enumerate(state.optimizer.state.values()):
+        assert torch.equal(moment["exp_avg"], moments[n])
+    assert state.rows == 16  # what taught nothing is not counted as seen
+    after = next(reports)
+    assert after.refused is None and not torch.equal(before, weights(state))
+
+
+def test_an_optimizer_that_ran_on_a_non_finite_gradient_would_ruin_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control: one such update is enough."""
+    monkeypatch.setattr("headway.engine.steps.refusal", lambda *_: None)
+    state = fresh(ToyConfig(nan_at_steps=(2,)))
+    run_steps(state)
+    assert weights(state).isnan().all()
+
+
+def test_a_gradient_that_is_not_finite_is_refused_though_every_loss_is_finite() -> None:
+    state = fresh()
+    parameter = next(iter(state.task.model.parameters()))
+    hook = parameter.register_hook(lambda gradient: gradient / 0)
+    refused = next(train_steps(state.task, state, plan(), WORLD))
+    hook.remove()
+    assert refused.refused is not None and refused.refused.rows == ()
+    assert math.isfinite(refused.loss) and not math.isfinite(refused.grad_norm)
+
+
+def test_steps_that_are_left_out_are_not_computed_and_still_counted() -> None:
+    state, other = fresh(), fresh()
+    state.left_out = [(2, 3)]
+    reports = run_steps(state)
+    assert [r.step for r in reports] == [1, 2, 3, 4, 5, 6]
+    assert [bool(r.refused and r.refused.left_out) for r in reports] == [
+        False, True, True, False, False, False,
+    ]  # fmt: skip
+    whole = run_steps(other)
+    assert reports[0] == replace(whole[0], seconds=ANY, memory_bytes=ANY)
+    assert [r.learning_rate for r in reports] == [r.learning_rate for r in whole]
+    assert state.rows == 32 and not torch.equal(weights(state), weights(other))
 
 
 def test_an_error_in_the_batch_thread_is_raised_by_the_step_that_needs_it() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import headway
 from cases import tree_of
 from headway.api import train
 from headway.config import RunConfig
@@ -28,7 +29,7 @@ def torchrun(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``headway train`` on two ranks with gloo."""
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{TESTS}:{TESTS / 'plugins'}",
+        "PYTHONPATH": f"{Path(headway.__file__).parents[1]}:{TESTS}:{TESTS / 'plugins'}",
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
     }
@@ -182,3 +183,28 @@ def test_ranks_that_disagree_get_one_answer(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split("\n")[:2] == ["[1, 1, 0, 1]"] * 2
+
+
+def test_two_ranks_refuse_the_same_steps_and_roll_back_together(tmp_path: Path) -> None:
+    """The bad row is in one rank's share only; both must leave the step out, and both go back."""
+    sections: dict[str, Any] = {
+        "train": {"horizon": {"steps": 12}},
+        "task": {"dropout": 0.0, "nan_at_steps": (6, 7)},
+        "checkpoint": {"every_steps": 2},
+        "monitor": {"non_finite": {"refuse_steps": 1}, "roll_back": {"back_steps": 2}},
+    }
+    train(toy_config(tmp_path / "one", **sections))
+    toy_config(tmp_path / "two", **sections).save(tmp_path / "two.yaml")
+    done = torchrun(tmp_path / "two.yaml")
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = []
+    for which in ("one", "two"):
+        events = read(tmp_path / which / "run/journal.jsonl")
+        refused = [(e["step"], e["refused"]) for e in events if e.get("refused")]
+        rolled = [(e["step"], e["back_to"]) for e in events if e["event"] == "rollback"]
+        told.append((refused, rolled))
+    assert told[0] == told[1] and told[0][1] == [(8, 4)]
+    expected, found = final_state(tmp_path / "one/run"), final_state(tmp_path / "two/run")
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from headway.checkpoint import Checkpoint, verify
+from headway.claim import same_identities
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
+from headway.limits import steady_seconds
 from headway.machine import prepare_torch
-from headway.opening import build_context, opened, same_identities
+from headway.opening import build_context, opened
 from headway.records import Evaluation, StopReason
 from headway.run import train as train_loop
 from headway.show import Quiet, Show
@@ -38,9 +41,42 @@ def train_run(
     from_step: int | None = None,
     show: Show | None = None,
 ) -> tuple[Path, StopReason]:
-    """As ``train``; also says where the run is."""
-    with opened(config, fresh=fresh, from_step=from_step, show=show or Quiet()) as run:
-        return run.folder, train_loop(run)
+    """As ``train``; also says where the run is.
+
+    A run that rolls back is opened again here, at the checkpoint that its journal names.
+    """
+    billed_until = None
+    while True:
+        ended = one_attempt(config, fresh, from_step, show or Quiet(), billed_until)
+        if ended.reason is not StopReason.ROLL_BACK:
+            return ended.folder, ended.reason
+        if ended.asked:
+            return ended.folder, StopReason.SIGNAL
+        fresh, from_step, billed_until = False, None, ended.at
+        gc.collect()  # this attempt's model, before the next one's is loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one attempt ended."""
+
+    folder: Path
+    reason: StopReason
+    asked: bool
+    """A signal asked it to."""
+    at: float
+    """Until when it was billed, by ``limits.steady_seconds``."""
+
+
+def one_attempt(
+    config: RunConfig, fresh: bool, from_step: int | None, show: Show, billed_until: float | None
+) -> Ended:
+    """Open the run, train, close it: nothing of the model stays in memory."""
+    with opened(
+        config, fresh=fresh, from_step=from_step, show=show, billed_until=billed_until
+    ) as run:
+        reason = train_loop(run)
+        return Ended(run.folder, reason, run.signals.received is not None, steady_seconds())
 
 
 @dataclass(frozen=True)

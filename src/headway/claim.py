@@ -11,11 +11,12 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from headway.config import RunConfig, difference, fingerprint, identity, load_config
-from headway.errors import ConfigError, StorageFull
+from headway.errors import CheckpointError, ConfigError, StorageFull
 from headway.journal import read_events
 from headway.lock import RunLock
 from headway.upload import Line, Remote
@@ -139,3 +140,28 @@ def config_there(remote: Remote, objects: Sequence[RemoteFile], line: Line) -> R
         except ConfigError as error:
             said = str(error).replace(str(path), CONFIG_FILE)
             raise ConfigError(f"the config of the run in {remote.url}: {said}") from None
+
+
+def same_fingerprint(then: Mapping[str, Any], now: dict[str, Any], path: Path) -> None:
+    """A checkpoint of another config is refused, however it came here.
+
+    Another headway may resolve the same config to more keys: then the saved config alone decides.
+    """
+    same_headway = then.get("versions", {}).get("headway") == now["versions"]["headway"]
+    made = then.get("fingerprint")
+    if same_headway and made and made != now["fingerprint"]:
+        raise CheckpointError(
+            f"{path} was made by a run with another config (fingerprint {made}, here "
+            f"{now['fingerprint']}), and continuing from it would mix two. Remove it, give this "
+            "run another run.name, or start it over with --fresh"
+        )
+
+
+def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> None:
+    """The data and the base weights must be those the checkpoint was made with."""
+    changed = [f"{key}: {then[key]} -> {now.get(key)}" for key in then if then[key] != now.get(key)]
+    if changed:
+        raise CheckpointError(
+            f"step {step} was made with other inputs than are here now ({'; '.join(changed)}): "
+            "the data or the base model changed. Put them back, or start over with --fresh"
+        )

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,6 +53,7 @@ class Journal:
         """Open for writing; a torn last line is cut off. ``attempt``: from ``next_attempt``."""
         self.path = path
         self.attempt = attempt
+        self._one_writer = threading.Lock()  # the watchdog's last words come from its own thread
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,10 @@ class Journal:
         if taken := sorted({*head} & {*body, *facts} | {*body} & {*facts}):
             raise ValueError(f"the facts {taken} of event {head['event']!r} are already taken")
         line = _json(head | body | facts) + b"\n"
+        with self._one_writer:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
         try:
             written = os.write(self._fd, line)
             if written < len(line):  # the disk filled up within the line

@@ -12,9 +12,10 @@ from typing import Any
 import psutil
 import torch
 
-from headway.config import RunConfig
+from headway.config import RunConfig, fingerprint
 from headway.engine.host_memory import keep_few_kernels, use_one_heap
 from headway.engine.precision import make_deterministic
+from headway.engine.task import Task
 from headway.engine.world import World
 
 
@@ -62,4 +63,14 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{n: importlib.metadata.version(n) for n in names},
+    }
+
+
+def facts_of(config: RunConfig, task: Task, world: World) -> dict[str, Any]:
+    """What every checkpoint's manifest says of the run and the machine."""
+    return {
+        "fingerprint": fingerprint(config),
+        "identities": task.facts().get("identities", {}),
+        "hardware": hardware(world),
+        "versions": versions(),
     }

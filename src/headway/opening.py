@@ -10,16 +10,17 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from headway import rollback
 from headway.checkpoint import CheckpointStore, Saver, verify
-from headway.claim import claimed, run_folder, same_run_there
-from headway.config import RunConfig, find_recipe, fingerprint
+from headway.claim import claimed, run_folder, same_fingerprint, same_identities, same_run_there
+from headway.config import RunConfig, find_recipe
 from headway.cost import Meter
 from headway.engine.optim import make_optimizer, trainable
 from headway.engine.schedule import Schedule, steps_of
@@ -29,7 +30,7 @@ from headway.engine.task import BuildContext, Recipe, Task
 from headway.engine.world import World, joined
 from headway.errors import CheckpointError, ConfigError, HeadwayError
 from headway.journal import Journal, next_attempt, read_events
-from headway.machine import cache_folder, hardware, prepare_torch, versions
+from headway.machine import cache_folder, facts_of, prepare_torch
 from headway.records import StopReason
 from headway.run import Run
 from headway.saving import Saving
@@ -39,6 +40,7 @@ from headway.spending import USED, limits_of, rung_of, started_meter
 from headway.summary import summary
 from headway.uploading import Uploading, uploading
 from headway.viewing import JOURNAL_FILE, open_run
+from headway.watching import Watching, watching
 
 OF_THE_DATA = ("data", "held_out")
 """Identities that a run from another's weights may have of its own."""
@@ -51,12 +53,14 @@ def opened(
     fresh: bool = False,
     from_step: int | None = None,
     show: Show | None = None,
+    billed_until: float | None = None,
 ) -> Iterator[Run]:
     """The run this config describes, ready for its next step; everything is closed afterwards.
 
     ``fresh`` moves an existing run aside and starts over; ``from_step`` continues from that
     checkpoint and moves later ones aside. Raises RunLocked, ConfigError (another fingerprint),
-    CheckpointError (no good checkpoint), DataError, StorageFull.
+    CheckpointError (no good checkpoint), DataError, StorageFull. ``billed_until``: when an attempt
+    in this same process ended (``limits.steady_seconds()``); what was before is not billed again.
     """
     show = show or Quiet()
     with contextlib.ExitStack() as stack:
@@ -68,7 +72,7 @@ def opened(
         attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
         store = CheckpointStore(folder, attempt=str(attempt))
         events = read_events(folder / JOURNAL_FILE, USED)
-        meter = started_meter(config.cost, events, store)
+        meter = started_meter(config.cost, events, store, billed_until)
         journal = None
         if world.leads:
             journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
@@ -76,7 +80,7 @@ def opened(
         stack.enter_context(last_words(journal, meter))
         saver = stack.enter_context(Saver(store))
         if world.leads:
-            store.sweep()
+            from_step = swept(store, events, from_step)
         prepare_torch(config)
         recipe = find_recipe(config.recipe)
         notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
@@ -85,34 +89,28 @@ def opened(
         refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
-        facts = what_it_is(config, task, world)
+        facts = facts_of(config, task, world)
         found = restore_newest(state, store, facts, from_step, world, bucket)
         notes += [("quarantine", line) for line in found]
+        state.left_out = sorted({*state.left_out, *rollback.left_out(events)})
         if config.run.warm_start and state.step == 0:
             notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
-        limits = limits_of(config, meter, events, store, state)
-        saves = Saving(config.checkpoint, state, store, saver, journal, show, limits, bucket)
-        saves.step = state.step or -1
+        limits = limits_of(config, meter, events, store, state, billed_until)
+        judge = own_monitor(config, folder, journal, task, plan, facts, show, bucket)
+        monitor = stack.enter_context(judge)
+        saves = Saving(
+            config.checkpoint, state, store, saver, journal, show, limits, monitor, bucket
+        )
         rung = rung_of(events, config, facts["hardware"], task)
         run = Run(
             config, folder, recipe, task, state, plan, world, saves, journal, meter, limits,
-            signals, show, facts, rung, bucket,
+            signals, show, facts, rung, monitor, bucket,
         )  # fmt: skip
         run.remember(events)
         if journal:
             introduce(run, journal, notes)
         signals.arm()
         yield run
-
-
-def what_it_is(config: RunConfig, task: Task, world: World) -> dict[str, Any]:
-    """What every checkpoint's manifest says of the run, and the next attempt compares."""
-    return {
-        "fingerprint": fingerprint(config),
-        "identities": task.facts().get("identities", {}),
-        "hardware": hardware(world),
-        "versions": versions(),
-    }
 
 
 def own_bucket(
@@ -129,6 +127,31 @@ def own_bucket(
         fresh=fresh,
         from_step=from_step,
         say=show.say,
+    )
+
+
+def own_monitor(
+    config: RunConfig,
+    folder: Path,
+    journal: Journal | None,
+    task: Task,
+    plan: Plan,
+    facts: Mapping[str, Any],
+    show: Show,
+    bucket: Uploading | None,
+) -> contextlib.AbstractContextManager[Watching]:
+    """What judges the run while it trains; on ranks that write nothing the watchdog alone."""
+    machine = facts["hardware"]
+    return watching(
+        config.monitor,
+        folder,
+        journal,
+        say=show.say,
+        num_steps=plan.num_steps,
+        memory_limit_bytes=machine.get("gpu_memory_bytes") or machine["memory_bytes"],
+        gpu="gpu" in machine,
+        rows_of=lambda step: [row for m in task.batch_at(step - 1) for row in m.rows],
+        waiting=lambda: len(bucket.pending()) if bucket else 0,
     )
 
 
@@ -164,6 +187,16 @@ def consult(recipe: Recipe, config: RunConfig) -> list[str]:
             raise ConfigError(f"{finding.name}: {line}")
         said.append(f"{finding.name}: {line}")
     return said
+
+
+def swept(
+    store: CheckpointStore, past: Sequence[Mapping[str, Any]], from_step: int | None
+) -> int | None:
+    """Remove what kills left behind; the step to continue from, by request or by a roll back."""
+    store.sweep()
+    if from_step is not None:
+        return from_step
+    return rollback.pending(past, [checkpoint.step for checkpoint in store.checkpoints()])
 
 
 def refuse_nothing_held_out(config: RunConfig, task: Task) -> None:
@@ -301,31 +334,6 @@ def warm_started(state: TrainState, source: str, facts: dict[str, Any]) -> str:
         )
     load_model(state.task, checkpoint.path / "model")
     return f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"
-
-
-def same_fingerprint(then: Mapping[str, Any], now: dict[str, Any], path: Path) -> None:
-    """A checkpoint of another config is refused, however it came here.
-
-    Another headway may resolve the same config to more keys: then the saved config alone decides.
-    """
-    same_headway = then.get("versions", {}).get("headway") == now["versions"]["headway"]
-    made = then.get("fingerprint")
-    if same_headway and made and made != now["fingerprint"]:
-        raise CheckpointError(
-            f"{path} was made by a run with another config (fingerprint {made}, here "
-            f"{now['fingerprint']}), and continuing from it would mix two. Remove it, give this "
-            "run another run.name, or start it over with --fresh"
-        )
-
-
-def same_identities(then: dict[str, Any], now: dict[str, Any], step: int) -> None:
-    """The data and the base weights must be those the checkpoint was made with."""
-    changed = [f"{key}: {then[key]} -> {now.get(key)}" for key in then if then[key] != now.get(key)]
-    if changed:
-        raise CheckpointError(
-            f"step {step} was made with other inputs than are here now ({'; '.join(changed)}): "
-            "the data or the base model changed. Put them back, or start over with --fresh"
-        )
 
 
 def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:

@@ -1,8 +1,8 @@
 """Layer 0: the plain facts that the engine yields and the rooms pass on. Standard library only.
 
-``step`` counts completed optimizer updates: the first report is step 1, a checkpoint at step N
-holds the weights after N updates, and ``batch_at(N)`` is the batch that leads from step N to step N
-+ 1.
+``step`` counts completed steps: the first report is step 1, a checkpoint at step N holds the
+weights after N steps, and ``batch_at(N)`` is the batch that leads from step N to step N + 1. A step
+is one optimizer update, unless it was refused: then the weights are as before it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a step was no update: the optimizer was not run."""
+
+    why: str
+    """``loss nan, gradient norm nan``, or that a roll back leaves it out."""
+    rows: tuple[int, ...] = ()
+    """The rows whose loss is not finite."""
+    left_out: bool = False
+    """The step was not even computed, because the run went back to before it once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +48,8 @@ class StepReport:
     """Highest memory so far: of the GPU's allocator, or of the process where there is no GPU."""
     also: Mapping[str, float] = field(default_factory=dict)
     """Other means that the recipe's loss names."""
+    refused: Refusal | None = None
+    """None: the optimizer was run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +106,8 @@ class StopReason(Enum):
     SIGNAL = "signal"
     BUDGET = "budget"
     DEADLINE = "deadline"
+    ROLL_BACK = "roll back"
+    """An earlier checkpoint is to be opened, as the journal says; the same command does it."""
     ERROR = "error"
 
     @property
@@ -104,5 +120,6 @@ class StopReason(Enum):
             "signal": 75,
             "budget": 76,
             "deadline": 76,
+            "roll back": 75,
             "error": 1,
         }[self.value]

@@ -7,7 +7,7 @@ state) is in ``opening.py``. Nothing else decides what happens, or in which orde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ from headway.evals import brief, refuse_no_number, stale, write
 from headway.journal import Journal, timeline
 from headway.limits import Limits
 from headway.records import StepReport, StopReason
+from headway.rollback import rolls_back
 from headway.saving import Saving
 from headway.show import Show
 from headway.signals import Signals
 from headway.spending import asked_of
-from headway.supervise import HEARTBEAT_FILE, beat
 from headway.uploading import Uploading
+from headway.watching import Watching
 
 
 def train(run: Run) -> StopReason:
@@ -39,13 +40,14 @@ def train(run: Run) -> StopReason:
         return run.ended(stop)
     for report in train_steps(run.task, run.state, run.plan, run.world, run.rung):
         run.record(report)  # what it did, and what the run has cost by now
+        run.monitor.watch(report)  # warning signs: to the journal, the terminal, a webhook
         stop, save_due = run.judge(report)  # signal, limits, horizon; the same on every rank
-        if stop or save_due:
+        if save_due:
             run.saves.begin(report.step, run.facts_at(report))  # a snapshot; written meanwhile
         stop = run.measure_if_due(stop) or stop  # held-out rows; early stopping
         run.saves.settle(last=stop is not None)  # what is committed is announced; old ones go
         if stop:
-            break  # always after a save, never inside a step
+            break  # always after a save (but to roll back), never inside a step
     return run.ended(stop or StopReason.FINISHED)
 
 
@@ -73,6 +75,7 @@ class Run:
     """Goes into every checkpoint's manifest: fingerprint, identities, versions."""
     rung: Rung
     """How steps are cut to fit the memory."""
+    monitor: Watching
     bucket: Uploading | None = None
     """Rank 0's copy of the run elsewhere; None where no bucket was asked for."""
     told_falls: int = 0
@@ -88,8 +91,8 @@ class Run:
     def record(self, report: StepReport) -> None:
         """Write the step to the journal and show it."""
         self.limits.took(step=report.seconds)
+        self.monitor.beat(report.seconds)
         if self.journal:
-            beat(self.folder / HEARTBEAT_FILE)
             self.journal.append(report, **self.used())
             self.show.step(report, self.plan, self.cost_usd)
             self.remark(report.step, self.journal)
@@ -112,6 +115,8 @@ class Run:
 
     def judge(self, report: StepReport) -> tuple[StopReason | None, bool]:
         """Whether to stop after this step and why, and whether a save is due."""
+        if rolls_back(self, report):
+            return StopReason.ROLL_BACK, False
         section = self.config.checkpoint
         due = (
             is_due(report.step, section.every_steps)
@@ -205,27 +210,26 @@ class Run:
                 self.journal.append(brief(found))
                 self.journal.flush()
                 self.show.evaluated(found)
+                self.monitor.evaluated(found)
             self.world.barrier()
         if section is None or section.early_stop is None or stop:
             return None
         patience, min_delta = section.early_stop.patience, section.early_stop.min_delta
-        return StopReason.EARLY_STOP if stale(self.losses(), patience, min_delta) else None
+        losses = [loss for _, loss in sorted(self.state.evaluations)]
+        return StopReason.EARLY_STOP if stale(losses, patience, min_delta) else None
 
     def interrupted(self) -> bool:
         """Whether an evaluation should end early; asked after each of its microbatches."""
-        if self.journal:
-            beat(self.folder / HEARTBEAT_FILE)
+        self.monitor.beat()
         return self.signals.received is not None or self.limit() is not None
 
-    def losses(self) -> list[float]:
-        """Held-out losses so far, in order of steps."""
-        return [loss for _, loss in sorted(self.state.evaluations)]
-
     def remember(self, events: Sequence[dict[str, Any]]) -> None:
-        """Take held-out losses up to this step from the journal, the one at this very step too.
+        """Take losses up to this step from the journal, a held-out one at this very step too.
 
         The checkpoint holds those before its step; a save comes before the evaluation of its step.
         """
+        self.monitor.remember(events, self.state.step)
+        self.saves.step = self.state.step or -1
         scores = self.saves.scores
         scores.update(self.state.evaluations)
         for event in timeline(events, "evaluation"):
@@ -237,22 +241,14 @@ class Run:
 
     # ------------------------------------------------------------- end
 
-    def asked_again(self) -> Callable[[], bool]:
-        """Whether a signal came since now; each time it is asked is a sign of life."""
-        before = self.signals.received
-
-        def answer() -> bool:
-            beat(self.folder / HEARTBEAT_FILE)
-            return self.signals.received != before
-
-        return answer
-
     def ended(self, stop: StopReason) -> StopReason:
         """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
         if self.journal:
             self.saves.settle(last=True)
-            if self.bucket:  # what an earlier save left gets there, whatever became of the last
-                self.bucket.finish(self.asked_again(), self.journal, self.show.say)
+            if self.bucket and stop is not StopReason.ROLL_BACK:
+                # What an earlier save left gets there, whatever became of the last.
+                again = self.monitor.beating(self.signals.again())
+                self.bucket.finish(again, self.journal, self.show.say)
             if self.saves.unsaved:
                 raise self.saves.unsaved
             self.journal.append("stop", reason=stop.value, step=self.state.step, **self.used())

@@ -18,6 +18,7 @@ from headway.journal import Journal
 from headway.limits import Limits
 from headway.show import Show
 from headway.uploading import Uploading
+from headway.watching import Watching
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Saving:
     journal: Journal | None
     show: Show
     limits: Limits
+    monitor: Watching
     bucket: Uploading | None = None
     step: int = -1
     """Of the newest save, whether it is committed yet or not."""
@@ -111,6 +113,7 @@ class Saving:
         """Write to the journal that a checkpoint exists from now on."""
         self.unsaved = None
         self.limits.took(save=self.saver.seconds or 0.0)
+        self.monitor.saved(checkpoint.bytes)
         journal.append(
             "save",
             step=checkpoint.step,

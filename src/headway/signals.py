@@ -2,8 +2,8 @@
 
 *Promises.* The first SIGTERM, SIGINT or SIGHUP (the terminal is gone) only sets a flag, so a step,
 a save and an evaluation are never torn. The second one ends the process at once, which can lose no
-committed work and no line of the journal; what was given to ``before_leaving`` has LAST_SECONDS. Before ``arm`` is called
-there is nothing to save, and the first signal already ends the process. While a run waits for its
+committed work and no line of the journal; what was given to ``before_leaving`` has LAST_SECONDS.
+Before ``arm`` is called there is nothing to save, and the first signal already ends the process. While a run waits for its
 bucket a signal only ends the waiting (``asked_to_leave``).
 
 *Does not promise.* A grace period: while the main thread sits in one long call into C, Python runs
@@ -54,6 +54,11 @@ class Signals:
     def before_leaving(self, last: Callable[[], object]) -> None:
         """Called, on a thread of its own, when a signal ends the process at once."""
         self._last.append(last)
+
+    def again(self) -> Callable[[], bool]:
+        """A question: did another signal come since now?"""
+        before = self.received
+        return lambda: self.received != before
 
     def __exit__(
         self,

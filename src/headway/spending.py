@@ -16,16 +16,20 @@ from headway.engine.task import Task
 from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits, steady_seconds, used_seconds
 
 HOURS_A_MONTH = 730
-USED = {"opening", "step", "stop", "attempt", "evaluation", "out_of_memory"}
+USED = {"opening", "step", "stop", "attempt", "evaluation", "out_of_memory", "rollback"}
 """Journal events that say what earlier attempts used, and how they went on."""
 
 
 def started_meter(
-    section: Cost | None, events: Sequence[Mapping[str, Any]], store: CheckpointStore
+    section: Cost | None,
+    events: Sequence[Mapping[str, Any]],
+    store: CheckpointStore,
+    billed_until: float | None = None,
 ) -> Meter | None:
     """A meter that goes on from what earlier attempts spent, or None without a price.
 
     The journal and the checkpoints both know it; where they disagree the larger figure counts.
+    ``billed_until``: as in ``opening.opened``.
     """
     if section is None:
         return None
@@ -36,10 +40,17 @@ def started_meter(
         date=datetime.now(UTC).date().isoformat(),
     )
     before = max(spent(events), spent(facts_of(store)))
-    age_seconds = process_age_seconds()
+    age_seconds = unbilled_seconds(billed_until)
     if section.count_idle:
         before += idle_seconds(events, age_seconds) / 3600 * price.usd_per_hour
     return Meter(price, before, age_seconds, clock=steady_seconds)
+
+
+def unbilled_seconds(billed_until: float | None) -> float:
+    """What this process has taken so far, or since an earlier attempt of it was billed."""
+    if billed_until is None:
+        return process_age_seconds()
+    return max(0.0, steady_seconds() - billed_until)
 
 
 def idle_seconds(events: Sequence[Mapping[str, Any]], age_seconds: float) -> float:
@@ -57,6 +68,7 @@ def limits_of(
     events: Sequence[Mapping[str, Any]],
     store: CheckpointStore,
     state: TrainState,
+    billed_until: float | None = None,
 ) -> Limits:
     """The config's limits, less what earlier attempts used."""
     run, cost = config.run, config.cost
@@ -64,7 +76,7 @@ def limits_of(
         max_seconds=(run.max_hours or math.inf) * 3600,
         stop_at=run.stop_at,
         seconds_before=max(used_seconds(events), used_seconds(facts_of(store)))
-        + process_age_seconds(),
+        + unbilled_seconds(billed_until),
         save_seconds=expected_bytes(state) / UNMEASURED_BYTES_PER_SECOND,
     )
     if meter is not None:

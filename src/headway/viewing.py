@@ -230,6 +230,8 @@ def _model(annotation: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
+    if hasattr(value, "model_dump"):  # a section within a section
+        return value.model_dump(mode="json")
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -28,7 +28,10 @@ class ToyConfig(BaseModel):
     rows: int = 64
     width: int = 8
     dropout: float = 0.25
-    nan_at_step: int | None = None
+    nan_at_steps: tuple[int, ...] = ()
+    """Batches (counted from 0) whose last row holds a NaN."""
+    huge_at_steps: tuple[int, ...] = ()
+    """Batches whose last row has a target far from all others."""
     step_seconds: float = 0.0
     """How long the loss of one microbatch takes at least, in training and evaluation."""
     buffer_values: int = 0
@@ -75,8 +78,10 @@ class ToyTask:
         mine = rows[self.context.rank :: self.context.ranks]
         part = max(1, (self.context.microbatch_size or len(mine)) >> halvings)
         made = [self.microbatch(mine[i : i + part]) for i in range(0, len(mine), part)]
-        if step == self.config.nan_at_step:
+        if step in self.config.nan_at_steps:
             made[-1].inputs["x"][-1] = float("nan")  # type: ignore[index]
+        if step in self.config.huge_at_steps:
+            made[-1].inputs["y"][-1] = 1e4  # type: ignore[index]
         return made
 
     def held_out(self, halvings: int = 0) -> Iterator[Microbatch]:

@@ -52,6 +52,8 @@ def line(run: Summary, now: datetime) -> list[str]:
     state: str = run.state
     if run.reason and run.reason != run.state:
         state = f"{run.state} ({run.reason})"
+    if run.alerts and run.state in ("running", "dead"):
+        state += f", ALERT: {', '.join(run.alerts)}"
     if run.message:
         state = f"{run.state}: {shortened(run.message)}"
     return [

@@ -51,8 +51,8 @@ def train(
     """Start the run that CONFIG describes, or continue it.
 
     Exit codes: 0 finished, 75 stopped with a checkpoint (run it again), 76 budget reached,
-    65 data or checkpoint bad, 77 storage full, 78 config bad. With --supervise also 70: it died
-    again and again at one place.
+    65 data or checkpoint bad, 77 storage full, 78 config bad, 70 it hung (run it again). With
+    --supervise 70 means that it died again and again at one place.
     """
     from headway.cli import leave
     from headway.errors import ConfigError

@@ -9,6 +9,7 @@ with the same fingerprint learn the same thing.
 
 from headway.config.fingerprint import difference, fingerprint, identity
 from headway.config.load import load_config
+from headway.config.monitor_section import Monitor
 from headway.config.problems import InvalidConfig, Place, Problem
 from headway.config.recipes import find_recipe, known_recipes
 from headway.config.run_config import RunConfig, schema
@@ -37,6 +38,7 @@ __all__ = [
     "Hardware",
     "Horizon",
     "InvalidConfig",
+    "Monitor",
     "Place",
     "Problem",
     "Run",

@@ -29,8 +29,9 @@ A config states the mathematics of a run; the machine decides the mechanics. It 
 JSON or TOML file, or a Python file that defines `config`. Any key can be given on the command line
 as `key.path=value` (the value is read as YAML).
 
-- A section left out means that this room is absent. An unknown key is an error, with its line, the
-  nearest known key, and the translation of other tools' names (last table).
+- A section left out means that this room is absent; only `monitor` is then there with its defaults,
+  because NaN must be refused in every run. An unknown key is an error, with its line, the nearest
+  known key, and the translation of other tools' names (last table).
 - `extends: other.yaml` starts from another file (relative to the file it stands in) and changes it:
   mappings merge key by key, lists and values are replaced. `train.horizon`, a mapping whose `kind`
   changes, and `task` when `recipe` changes are replaced whole.

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
+from headway.config.monitor_section import Monitor
 from headway.config.problems import InvalidConfig, find_credentials, find_problems
 from headway.config.recipes import find_recipe
 from headway.config.sections import (
@@ -54,6 +55,8 @@ class RunConfig(BaseModel):
     """A copy of the run in a bucket; left out: none."""
     cost: Cost | None = None
     """What the machine costs; left out: no money is counted."""
+    monitor: Monitor = Monitor()
+    """Warning signs while the run trains; left out: all of it, with its defaults."""
     task: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)
     """What to train on what: the recipe's own section."""
 

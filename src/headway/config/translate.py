@@ -56,6 +56,7 @@ _CONTINUE = "write nothing: `headway train` of the same config continues the new
 _CLONE = "clone the code, then: headway train CONFIG"
 _PAGE = "no server is needed: `headway report` writes one HTML file"
 _STATUS = "see `headway status`"
+_SPIKE = "write monitor.on_spike: rollback; a spike is judged by the run's own noise"
 _SECRET = "secrets stay in the environment, never in a config"
 _WORKERS = "write nothing: data is prepared ahead of the step by itself"
 _GPUS = "write nothing: start with torchrun --nproc-per-node; train.batch_size is the whole batch"
@@ -283,6 +284,9 @@ NAMES: Mapping[str, tuple[str, str]] = {
         "name the file itself: headway train CONFIG; see also extends",
     ),
     # reporting, money, buckets
+    "loss_watchdog_threshold": (AXO, _SPIKE),
+    "loss_watchdog_patience": (AXO, _SPIKE),
+    "logging_nan_inf_filter": (HF, "write monitor.non_finite: {refuse_steps: 3}; NaN is never 0"),
     "report_to": (HF, _TRACK),
     "report_to_wandb": (S000, _TRACK),
     "wandb_project": (AXO, _TRACK),

@@ -44,6 +44,14 @@ class TrainState:
     tokens: int = 0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     """(step, held-out loss) so far; early stopping is a function of this list."""
+    refused: list[int] = field(default_factory=list)
+    """Steps that were no update, because their loss or gradient was not finite."""
+    left_out: list[tuple[int, int]] = field(default_factory=list)
+    """(first, last) of each stretch of steps that a roll back leaves out."""
+
+    def leaves_out(self, step: int) -> bool:
+        """Whether a roll back leaves this step out."""
+        return any(first <= step <= last for first, last in self.left_out)
 
     def counters(self) -> dict[str, Any]:
         """The JSON part."""
@@ -52,6 +60,8 @@ class TrainState:
             "rows": self.rows,
             "tokens": self.tokens,
             "evaluations": [list(e) for e in self.evaluations],
+            "refused": self.refused,
+            "left_out": [list(stretch) for stretch in self.left_out],
         }
 
 
@@ -170,6 +180,9 @@ def restore(state: TrainState, checkpoint: Path) -> None:
     state.rows = int(counters["rows"])
     state.tokens = int(counters["tokens"])
     state.evaluations = [(int(step), float(loss)) for step, loss in counters["evaluations"]]
+    # Checkpoints of headway 0.1 before refusals were counted have neither.
+    state.refused = [int(step) for step in counters.get("refused", [])]
+    state.left_out = [(int(a), int(b)) for a, b in counters.get("left_out", [])]
 
 
 @torch.no_grad()
@@ -195,7 +208,8 @@ def _restore_optimizer(state: TrainState, path: Path, numbers: dict[str, dict[st
         # Counters (AdamW's step) stay where the optimizer keeps them: on the host unless fused on a
         # GPU.
         rebuilt.setdefault(name, {})[kind] = tensor.to(parameters[name].device)
-    trained = int(json.loads((path.parent / STATE_FILE).read_text())["step"]) > 0
+    counters = json.loads((path.parent / STATE_FILE).read_text())
+    trained = int(counters["step"]) > len(counters.get("refused", []))
     missing = [name for name in parameters if name not in rebuilt]
     if trained and missing:
         raise CheckpointError(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,11 @@ from headway.engine.ahead import ahead
 from headway.engine.ladder import Rung, give_back_memory, step_down
 from headway.engine.optim import clip, set_learning_rate
 from headway.engine.precision import autocast, seed_step
+from headway.engine.refusal import left_out, refusal
 from headway.engine.schedule import Schedule
 from headway.engine.state import TrainState
 from headway.engine.task import Inputs, Microbatch, RowSums, Task
 from headway.engine.world import World
-from headway.errors import NonFiniteStep
 from headway.records import StepReport
 
 
@@ -39,10 +38,11 @@ class Plan:
 def train_steps(
     task: Task, state: TrainState, plan: Plan, world: World, rung: Rung | None = None
 ) -> Iterator[StepReport]:
-    """Yield a report after each optimizer step; at every yield ``state`` is safe to save.
+    """Yield a report after each step; at every yield ``state`` is safe to save.
 
-    A step that runs out of memory is done again in smaller pieces (``engine/ladder.py``). Raises
-    NonFiniteStep before the optimizer runs: weights and ``state.step`` are then untouched.
+    A step whose loss or gradient is not finite is refused: the weights stay those of the step
+    before, the report says so, and the next step takes the next batch. One that runs out of memory
+    is done again in smaller pieces (``engine/ladder.py``).
     """
     rung = rung or Rung()
     row_sums = world.replicate(RowSumsOf(task))
@@ -52,6 +52,10 @@ def train_steps(
         while state.step < plan.num_steps:
             started = time.perf_counter()
             rate = plan.schedule.at(state.step)
+            if state.leaves_out(state.step + 1):
+                state.step += 1
+                yield left_out(state.step, rate, peak_memory_bytes(world.device))
+                continue
             microbatches = batch_at(state.step, rung.halvings)  # pure: no loader's state is saved
             weight, rows, tokens = world.sum(sizes(microbatches))
             seed_step(plan.seed, state.step, world.rank)  # dropout: a function of (seed, step)
@@ -66,14 +70,16 @@ def train_steps(
 
             norm = clip(parameters, plan.max_grad_norm)
             means, grad_norm = read(totals, norm, weight, world)  # the step's one host sync
-            refuse_non_finite(state.step, means["loss"], grad_norm, microbatches, totals)
-            set_learning_rate(state.optimizer, rate)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
-
+            refused = refusal(means["loss"], grad_norm, microbatches, totals, world)
             state.step += 1
-            state.rows += int(rows)
-            state.tokens += int(tokens)
+            if refused:
+                state.refused.append(state.step)
+            else:
+                set_learning_rate(state.optimizer, rate)
+                state.optimizer.step()
+                state.rows += int(rows)
+                state.tokens += int(tokens)
+            state.optimizer.zero_grad(set_to_none=True)
             yield StepReport(
                 step=state.step,
                 loss=means.pop("loss"),
@@ -85,6 +91,7 @@ def train_steps(
                 seconds=time.perf_counter() - started,
                 memory_bytes=peak_memory_bytes(world.device),
                 also=means,
+                refused=refused,
             )
 
 
@@ -166,30 +173,6 @@ def read(
     *values, grad_norm = torch.stack([*sums, norm.double()]).tolist()
     means = [value / weight for value in world.sum(values)]
     return dict(zip(names, means, strict=True)), grad_norm
-
-
-def refuse_non_finite(
-    step: int,
-    loss: float,
-    grad_norm: float,
-    microbatches: Sequence[Microbatch],
-    totals: Sequence[dict[str, Tensor]],
-) -> None:
-    """Raise before the optimizer can spread a NaN; name the rows whose loss is not finite."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    guilty = [
-        row
-        for microbatch, sums in zip(microbatches, totals, strict=True)
-        for row, value in zip(microbatch.rows, sums["loss"].tolist(), strict=True)
-        if not math.isfinite(value)
-    ]
-    rows = f"rows {guilty} have a non-finite loss" if guilty else "every row's loss is finite"
-    raise NonFiniteStep(
-        f"step {step + 1} was refused: loss {loss}, gradient norm {grad_norm}; {rows}. "
-        "The weights are those of the step before. Look at these rows (headway data show), lower "
-        "train.learning_rate, or set train.max_grad_norm"
-    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

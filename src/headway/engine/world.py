@@ -111,9 +111,10 @@ def joined(device: str) -> Iterator[World]:
     place = choose_device(device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group(
-        "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=30)
-    )
+    if not dist.is_initialized():  # a run that rolls back is opened twice in one process
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=30)
+        )
     yield World(place, rank, ranks)
 
 

@@ -98,6 +98,12 @@ def _notice(notice: Event) -> str:
     what = notice.get("what") or notice.get("message") or notice.get("why")
     if kind == "warning" and what:
         return str(what)
+    if kind == "alert":
+        name, advice = str(notice.get("kind")).replace("_", " "), notice.get("advice")
+        return f"{name} at step {count(notice.get('step'))}: {what}. What to do: {advice}"
+    if kind == "rollback":
+        back, last = count(notice.get("back_to")), count(notice.get("step"))
+        return f"went back to step {back} and left out the steps up to {last}: {what}"
     rest = {key: notice[key] for key in notice if key not in ("event", "at", "attempt")}
     kind += f" at step {count(notice['step'])}" if what and "step" in notice else ""
     return f"{kind}: {what or ', '.join(f'{key} {value}' for key, value in rest.items())}"

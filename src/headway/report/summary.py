@@ -44,6 +44,9 @@ class Summary:
     redone_steps: int
     hardware: str
     last_at: datetime | None
+    alerts: tuple[str, ...] = ()
+    """Kinds of alerts that are not over: ``loss spike``. Where only a part of the journal was read,
+    those that began in it."""
 
 
 def summarise(
@@ -83,6 +86,7 @@ def summarise(
         redone_steps=told.redone_steps,
         hardware=hardware_name(told.attempts[-1].get("hardware") if told.attempts else None),
         last_at=instant(told.last_at),
+        alerts=tuple(str(alert.get("kind")).replace("_", " ") for alert in told.alerts),
     )
 
 

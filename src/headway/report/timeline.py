@@ -13,6 +13,9 @@ from itertools import accumulate
 from typing import Any
 
 Event = Mapping[str, Any]
+NOTICES = frozenset({"warning", "alert", "rollback", "save_skipped", "quarantine", "webhook"})
+LEARNING = ("loss_", "gradient_", "learning_", "evaluation_")
+"""Kinds of alerts that begin so outlive a restart; the others are of one process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,9 @@ class Timeline:
     stop: Event | None
     """How the last attempt ended; None while it has not, or when it never could say."""
     notices: Sequence[Event]
-    """Warnings, skipped saves and quarantined checkpoints, of every attempt."""
+    """Warnings, alerts, roll backs, skipped saves and quarantined checkpoints, of every attempt."""
+    alerts: Sequence[Event]
+    """Alerts that are not over, each kind once."""
     redone_steps: int
     """Steps that a restart did again."""
     training_seconds: float
@@ -44,6 +49,7 @@ def timeline(events: Iterable[Event]) -> Timeline:
     by_step: dict[str, list[Event]] = {"step": [], "evaluation": [], "save": []}
     attempts: list[Event] = []
     notices: list[Event] = []
+    alerts: dict[Any, Event] = {}
     plan: Event = {}
     stop: Event | None = None
     redone, seconds, cost, number, last_at = 0, 0.0, None, 0, None
@@ -67,12 +73,17 @@ def timeline(events: Iterable[Event]) -> Timeline:
             redone += _void(by_step["step"], restored)
             _void(by_step["evaluation"], restored)
             _void(by_step["save"], restored)
+            alerts = {k: e for k, e in alerts.items() if _outlives(e, restored)}
         elif kind == "plan":
             plan = event
         elif kind == "stop":
             stop = event
-        elif kind in ("warning", "save_skipped", "quarantine"):
+        elif kind in NOTICES:
             notices.append(event)
+        if kind == "alert":
+            alerts[event.get("kind")] = event
+        elif kind == "alert_over":
+            alerts.pop(event.get("kind"), None)
     return Timeline(
         steps=by_step["step"],
         evaluations=by_step["evaluation"],
@@ -81,12 +92,18 @@ def timeline(events: Iterable[Event]) -> Timeline:
         plan=plan,
         stop=stop,
         notices=notices,
+        alerts=list(alerts.values()),
         redone_steps=redone,
         training_seconds=seconds,
         cost_usd=cost,
         attempt=number,
         last_at=last_at,
     )
+
+
+def _outlives(alert: Event, restored_step: int) -> bool:
+    """Whether an alert still holds in an attempt that went back to ``restored_step``."""
+    return str(alert.get("kind")).startswith(LEARNING) and alert.get("step", 0) <= restored_step
 
 
 def _void(kept: list[Event], after_step: int) -> int:

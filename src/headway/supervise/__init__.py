@@ -5,6 +5,7 @@ growing, random delay. It ends for good when it says so itself (finished, budget
 data, disk full), when the supervisor was asked to stop, or when attempts in a row ended without
 one new step or save: never an endless loop. A signal is passed on once each time it comes. As
 process 1 it also takes away the zombies of others. Durations are measured on a monotonic clock.
+``Watchdog`` sees the same silence from inside, in every run, and ends it with exit code 70.
 
 *Does not promise.* That a hang is seen at once (silence is judged by minutes). That the child ends
 with a supervisor that is killed with -9: on Linux it is sent SIGTERM then; elsewhere it trains on,
@@ -14,14 +15,17 @@ and the run's lock refuses the next one.
 from headway.supervise.child import answer_with_stacks, beat
 from headway.supervise.supervisor import HEARTBEAT_FILE, Ears, Patience, Supervisor
 from headway.supervise.trace import EVENTS, Trace, trace
+from headway.supervise.watchdog import Limits, Watchdog
 
 __all__ = [
     "EVENTS",
     "HEARTBEAT_FILE",
     "Ears",
+    "Limits",
     "Patience",
     "Supervisor",
     "Trace",
+    "Watchdog",
     "answer_with_stacks",
     "beat",
     "trace",

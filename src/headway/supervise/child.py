@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import itertools
 import os
 import re
 import signal
@@ -32,6 +33,12 @@ def beat(path: Path) -> None:
             os.utime(fd)
         finally:
             os.close(fd)
+
+
+def unused_hang_file(folder: Path) -> Path:
+    """``hang-1.txt``, or the first number that is free: where stacks go."""
+    names = (folder / f"hang-{n}.txt" for n in itertools.count(1))
+    return next(path for path in names if not path.exists())
 
 
 def answer_with_stacks() -> None:

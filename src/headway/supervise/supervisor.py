@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from headway.supervise.child import STOPPED, Child
+from headway.supervise.child import STOPPED, Child, unused_hang_file
 from headway.supervise.trace import Event, Trace, advice, how, trace, where
 
 HEARTBEAT_FILE, RECORD_FILE = "heartbeat", "supervisor.jsonl"
@@ -248,8 +247,7 @@ class Supervisor:
                     break
                 stacks = child.stacks()
         line = f"no sign of life from process {child.pid} for {seconds:.0f} s: a hang"
-        names = (self._folder / f"hang-{n}.txt" for n in itertools.count(1))
-        path = next(path for path in names if not path.exists())
+        path = unused_hang_file(self._folder)
         with contextlib.suppress(OSError):
             path.write_text(f"{line}\n\n{stacks or 'It does not answer.'}\n")
         facts = {"pid": child.pid, "seconds": seconds, "stacks": str(path)}
