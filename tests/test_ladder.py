@@ -202,7 +202,8 @@ def test_another_setting_or_another_machine_is_tried_afresh(
         assert run.rung == Rung()
     with opened(toy_config(tmp_path)) as run:
         assert run.rung == Rung(halvings=2)
-    monkeypatch.setattr("headway.opening.hardware", lambda world: {"cpu": "another"})
+    another = {"cpu": "another", "memory_bytes": 10**9}
+    monkeypatch.setattr("headway.machine.hardware", lambda world: another)
     with opened(toy_config(tmp_path)) as run:
         assert run.rung == Rung()
         tight_rows.clear()

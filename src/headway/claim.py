@@ -51,7 +51,7 @@ def claimed(folder: Path, config: RunConfig, fresh: bool) -> Iterator[list[str]]
             changed = same_run(str(folder), load_config(path), config) if begun(folder) else []
             with writable(folder):
                 config.save(path)
-            yield changed
+            yield [f"changed since the last attempt: {line}" for line in changed]
     except BaseException:
         if aside and not begun(folder):  # the new run could not begin: the old one stays in place
             shutil.rmtree(folder, ignore_errors=True)

@@ -68,6 +68,7 @@ def opened(
         world = stack.enter_context(joined(config.hardware.device))
         folder = run_folder(config)
         bucket = stack.enter_context(own_bucket(config, world, fresh, from_step, show))
+        signals.before_leaving(bucket.leave if bucket else lambda: None)
         changed = stack.enter_context(claimed(folder, config, fresh)) if world.leads else []
         attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
         store = CheckpointStore(folder, attempt=str(attempt))
@@ -82,22 +83,18 @@ def opened(
         if world.leads:
             from_step = swept(store, events, from_step)
         prepare_torch(config)
-        recipe = find_recipe(config.recipe)
-        notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
-        notes += [("warning", line) for line in consult(recipe, config)]
-        task = recipe.build(config.task, build_context(config, world))
-        refuse_nothing_held_out(config, task)
+        recipe, task, warnings = built(config, world)
+        notes = [("warning", line) for line in (*changed, *warnings)]
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
         facts = facts_of(config, task, world)
-        found = restore_newest(state, store, facts, from_step, world, bucket)
-        notes += [("quarantine", line) for line in found]
+        notes += restored(state, store, facts, from_step, world, bucket)
         state.left_out = sorted({*state.left_out, *rollback.left_out(events)})
-        if config.run.warm_start and state.step == 0:
-            notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
+        notes += warm_started(state, config.run.warm_start, facts)
         limits = limits_of(config, meter, events, store, state, billed_until)
-        judge = own_monitor(config, folder, journal, task, plan, facts, show, bucket)
-        monitor = stack.enter_context(judge)
+        monitor = stack.enter_context(
+            own_monitor(config, folder, journal, task, plan, facts, show, bucket)
+        )
         saves = Saving(
             config.checkpoint, state, store, saver, journal, show, limits, monitor, bucket
         )
@@ -111,6 +108,15 @@ def opened(
             introduce(run, journal, notes)
         signals.arm()
         yield run
+
+
+def built(config: RunConfig, world: World) -> tuple[Recipe, Task, list[str]]:
+    """The recipe, the task it makes of the config, and what it has to say of it."""
+    recipe = find_recipe(config.recipe)
+    warnings = consult(recipe, config)
+    task = recipe.build(config.task, build_context(config, world))
+    refuse_nothing_held_out(config, task)
+    return recipe, task, warnings
 
 
 def own_bucket(
@@ -273,14 +279,14 @@ def optimizer_of(config: RunConfig, task: Task) -> torch.optim.Optimizer:
     )
 
 
-def restore_newest(
+def restored(
     state: TrainState,
     store: CheckpointStore,
     facts: dict[str, Any],
     at: int | None,
     world: World,
     bucket: Uploading | None = None,
-) -> list[str]:
+) -> list[tuple[str, str]]:
     """Fill the state from the newest good checkpoint, the same on every rank; what was found."""
     found: list[str] = []
     step = -1
@@ -304,21 +310,26 @@ def restore_newest(
                 bucket.go_back(at)
             store.supersede(at)
     step = world.agree(step)[0]
+    notes = [("quarantine", line) for line in found]
     if step < 0:
-        return found
+        return notes
     checkpoint = next(c for c in store.checkpoints() if c.step == step)
     same_fingerprint(checkpoint.manifest.facts, facts, checkpoint.path)
     same_identities(checkpoint.manifest.facts.get("identities", {}), facts["identities"], step)
     restore(state, checkpoint.path)
-    return found
+    return notes
 
 
-def warm_started(state: TrainState, source: str, facts: dict[str, Any]) -> str:
+def warm_started(
+    state: TrainState, source: str | None, facts: dict[str, Any]
+) -> list[tuple[str, str]]:
     """Give the model the weights of another run's checkpoint (``RUN@STEP``); what was taken.
 
     Weights only: step, optimizer and data order begin anew. What the weights are read with (base
     model, tokenizer, what a head's number means) must be the same; the data need not.
     """
+    if source is None or state.step > 0:
+        return []
     folder, _, step = source.rpartition("@")
     view = open_run(folder)
     checkpoint = view.checkpoint(step)
@@ -333,7 +344,8 @@ def warm_started(state: TrainState, source: str, facts: dict[str, Any]) -> str:
             "its weights would mean something else here. Use the same task section but for its data"
         )
     load_model(state.task, checkpoint.path / "model")
-    return f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"
+    what = f"weights of {view.path.name} at step {checkpoint.step}; everything else begins anew"
+    return [("warm_start", what)]
 
 
 def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:

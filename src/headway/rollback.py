@@ -116,5 +116,6 @@ def pending(events: Iterable[Event], steps: Collection[int]) -> int | None:
     """
     wanted = None
     for event in events:
-        wanted = event["back_to"] if event["event"] == "rollback" else None
+        if event["event"] in EVENTS:
+            wanted = event["back_to"] if event["event"] == "rollback" else None
     return wanted if wanted in steps else None

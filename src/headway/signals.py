@@ -3,8 +3,8 @@
 *Promises.* The first SIGTERM, SIGINT or SIGHUP (the terminal is gone) only sets a flag, so a step,
 a save and an evaluation are never torn. The second one ends the process at once, which can lose no
 committed work and no line of the journal; what was given to ``before_leaving`` has LAST_SECONDS.
-Before ``arm`` is called there is nothing to save, and the first signal already ends the process. While a run waits for its
-bucket a signal only ends the waiting (``asked_to_leave``).
+Before ``arm`` is called there is nothing to save, and the first signal already ends the process.
+While a run waits for its bucket a signal only ends the waiting (``asked_to_leave``).
 
 *Does not promise.* A grace period: while the main thread sits in one long call into C, Python runs
 no handler, so a save by the clock is the contract and the signal only improves on it.
