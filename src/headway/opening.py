@@ -92,9 +92,8 @@ def opened(
         state.left_out = sorted({*state.left_out, *rollback.left_out(events)})
         notes += warm_started(state, config.run.warm_start, facts)
         limits = limits_of(config, meter, events, store, state, billed_until)
-        monitor = stack.enter_context(
-            own_monitor(config, folder, journal, task, plan, facts, show, bucket)
-        )
+        judge = own_monitor(config, folder, journal, task, plan, facts, show, bucket)
+        monitor = stack.enter_context(judge)
         saves = Saving(
             config.checkpoint, state, store, saver, journal, show, limits, monitor, bucket
         )
