@@ -15,6 +15,7 @@ from headway.engine.state import load_model
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
+from headway.evals import ASKED, write
 from headway.machine import prepare_torch
 from headway.opening import build_context, opened, same_identities
 from headway.records import Evaluation, StopReason
@@ -69,6 +70,14 @@ class TrainedRun:
         )
         assert found is not None
         return self.recipe.measure(self.task, found)
+
+    def keep(self, evaluation: Evaluation) -> Path:
+        """Write what ``evaluate`` found under ``evals/asked``; says where. Raises OSError.
+
+        Never in the place of what training measured at this step.
+        """
+        weights = {"checkpoint_sha256": self.checkpoint.manifest.sha256}
+        return write(self.folder, evaluation, ASKED, weights)
 
     def export(self, to: Path, format: str) -> Mapping[str, Any]:
         """Write weights for use elsewhere, read them back and compare; what was found."""

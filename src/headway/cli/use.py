@@ -25,7 +25,7 @@ def evaluate(
     step: STEP = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Measure a checkpoint on the run's held-out rows."""
+    """Measure a checkpoint on the run's held-out rows; kept under evals/asked."""
     import dataclasses
     import json as json_module
 
@@ -34,16 +34,22 @@ def evaluate(
     from headway.cli.tables import show_table
     from headway.report.figures import figures, grid
 
-    found = load_run(run, step, data=True).evaluate()
+    trained = load_run(run, step, data=True)
+    found = trained.evaluate()
     facts = dataclasses.asdict(found)
     if json:
         typer.echo(json_module.dumps(facts))
-        return
-    typer.echo(measured(found))
-    if figures(facts).many:
-        head, rows = grid(figures(facts))
-        typer.echo()
-        show_table([title for _, title in head], rows)
+    else:
+        typer.echo(measured(found))
+        if figures(facts).many:
+            head, rows = grid(figures(facts))
+            typer.echo()
+            show_table([title for _, title in head], rows)
+    try:
+        kept = f"kept in {trained.keep(found)}"
+    except OSError as error:  # such as an archive that nobody may write to
+        kept = f"not kept: {error}"
+    typer.echo(kept, err=json)
 
 
 def predict(

@@ -1,0 +1,58 @@
+"""What came of a run: measured when somebody asks, and summed up when it is finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from chain_runs import config_of
+from headway.api import load_run, train
+from headway.cli import build_app
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def command(*words: Any) -> Result:
+    return CliRunner().invoke(build_app(), [str(w) for w in words], catch_exceptions=False)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
+
+
+# ------------------------------------------------------------------ headway evaluate
+
+
+def test_what_evaluate_found_is_kept_beside_what_training_measured(tmp_path: Path) -> None:
+    train(config_of(tmp_path))
+    run = tmp_path / "runs/run"
+    before = {name: files_of(run / "evals" / name) for name in ("step-00000002", "step-00000004")}
+    done = command("evaluate", run, "--step", 2)
+    kept = run / "evals/asked/step-00000002"
+    assert f"kept in {kept}" in done.stdout
+    assert before == {name: files_of(run / "evals" / name) for name in before}
+    now = files_of(kept)
+    assert set(now) == set(before["step-00000002"])
+    assert now["predictions.jsonl"] == before["step-00000002"]["predictions.jsonl"]
+    then, found = (json.loads(f["metrics.json"]) for f in (before["step-00000002"], now))
+    assert found["metrics"] == pytest.approx(then["metrics"], abs=1e-6)
+    sha256 = load_run(run, 2).checkpoint.manifest.sha256
+    assert found["checkpoint_sha256"] == sha256, "and it says of which weights this is true"
+
+
+def test_json_stays_json_and_a_place_that_cannot_be_written_costs_no_figure(
+    tmp_path: Path,
+) -> None:
+    train(config_of(tmp_path))
+    run = tmp_path / "runs/run"
+    done = command("evaluate", run, "--json")
+    assert json.loads(done.stdout)["step"] == 4 and "kept in" in done.stderr
+    (run / "evals/asked").rename(run / "evals/asked-before")
+    (run / "evals/asked").write_text("no folder")
+    done = command("evaluate", run)
+    assert "held-out loss" in done.stdout and "not kept: " in done.stdout
