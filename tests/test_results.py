@@ -10,9 +10,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from cases import tree_of
 from chain_runs import config_of
 from headway.api import load_run, train
 from headway.cli import build_app
+from headway.config import RunConfig
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -56,3 +58,36 @@ def test_json_stays_json_and_a_place_that_cannot_be_written_costs_no_figure(
     (run / "evals/asked").write_text("no folder")
     done = command("evaluate", run)
     assert "held-out loss" in done.stdout and "not kept: " in done.stdout
+
+
+# ------------------------------------------------------------------ how many of how many
+
+
+def test_a_capped_evaluation_says_of_how_many_rows_its_rows_are(tmp_path: Path) -> None:
+    train(config_of(tmp_path, evaluate={"max_rows": 6}))
+    run = tmp_path / "runs/run"
+    assert "(6 of 10 rows, weight" in command("evaluate", run).stdout
+    for place in ("step-00000004", "asked/step-00000004"):
+        found = json.loads((run / "evals" / place / "metrics.json").read_text())
+        assert (found["rows"], found["of_rows"]) == (6, 10)
+    command("report", run)
+    page = (run / "report.html").read_text()
+    assert "N = 6 of 10 rows" in page and ">6 of 10<" in page
+
+
+@pytest.mark.parametrize("kind", ["regression-lora", "sft-lora", "pretrain"])
+def test_every_recipe_counts_the_rows_that_a_cap_left_out_and_only_then(
+    kind: str, tmp_path: Path
+) -> None:
+    for name, cap in (("all", None), ("some", 2)):
+        tree = tree_of(kind, tmp_path)
+        tree["run"] = {"name": name, "root": tmp_path / "runs"}
+        tree["evaluate"] = {"every_steps": 100, "at_start": False, "max_rows": cap}
+        train(RunConfig(**tree))
+        [folder] = (tmp_path / "runs" / name / "evals").glob("step-*")
+        found = json.loads((folder / "metrics.json").read_text())
+        if cap is None:
+            total = found["rows"]
+            assert total > 2 and found["of_rows"] is None
+        else:
+            assert (found["rows"], found["of_rows"]) == (2, total)

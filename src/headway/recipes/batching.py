@@ -12,6 +12,7 @@ from headway.data.order import rows_at
 from headway.engine.task import BuildContext
 from headway.errors import ConfigError
 from headway.models.backbone import base_model
+from headway.records import Evaluation
 
 ACTIVATION_BYTES = {"cpu": 400e6, "cuda": 8e9}
 """What one forward pass may keep for backward under ``microbatch_size: auto``. On CPU SmolLM2-135M
@@ -44,6 +45,11 @@ def drawn(total: int, context: BuildContext) -> NDArray[np.int64]:
     if not wanted or wanted >= total:
         return np.arange(total)
     return np.sort(rows_at(context.seed, np.arange(wanted), total, stream=-2))
+
+
+def part_of(total: int, evaluation: Evaluation) -> int | None:
+    """``total`` held-out rows where the evaluation is over fewer; None where it is over all."""
+    return total if total > evaluation.rows else None
 
 
 def groups(

@@ -26,7 +26,7 @@ from headway.errors import DataError
 from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
-from headway.recipes.batching import Order, drawn, groups, rows_of_step
+from headway.recipes.batching import Order, drawn, groups, part_of, rows_of_step
 from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled
 from headway.recipes.chain_view import (
     answered,
@@ -237,6 +237,7 @@ class RegressionRecipe:
                 replace(row, shown=shown(held, row.row, by_row)) for row in evaluation.worst
             ),
             tables={"predictions": predictions, "reliability": reliability(scored, low, high)},
+            of_rows=part_of(len(held), evaluation),
             observed=(),
         )
 

@@ -147,6 +147,7 @@ def with_rows(
         task,
         train=ExampleRows(splits.train, tokenizer, bins),
         held=held_rows(splits, tokenizer, context),
+        held_total=len(splits.held_out) if splits.held_out else 0,
         order=mixture.rows_at,
         rows_per_epoch=mixture.rows_per_epoch,
         tokens_per_epoch=int(splits.train.lengths.sum()),

@@ -9,7 +9,7 @@ from headway.report.page import table
 from headway.report.reliability import bins_of, calibration
 from headway.report.summary import best_evaluation
 from headway.report.timeline import Event, Timeline, measured
-from headway.report.words import count, duration, number
+from headway.report.words import count, duration, number, rows_in_words
 
 TABLE_ROWS = 30
 
@@ -36,7 +36,8 @@ def _over_the_run(told: Timeline) -> str:
     rows = []
     for evaluation in shown:
         values = {**evaluation.get("metrics", {}), **evaluation.get("baselines", {})}
-        cells = [count(evaluation["step"]), count(evaluation.get("rows"))]
+        cells = [count(evaluation["step"])]
+        cells += [rows_in_words(evaluation.get("rows"), evaluation.get("of_rows"))]
         cells += [count(evaluation.get("weight"))]
         cells += [number(measured(values.get(key))) for key in keys]
         cells += [duration(evaluation.get("seconds")), "best" if evaluation is best else ""]
