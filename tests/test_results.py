@@ -11,10 +11,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cases import tree_of
-from chain_runs import config_of
+from chain_runs import config_of, record, write
 from headway.api import load_run, train
 from headway.cli import build_app
 from headway.config import RunConfig
+from headway.errors import CheckpointError, ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -91,3 +92,65 @@ def test_every_recipe_counts_the_rows_that_a_cap_left_out_and_only_then(
             assert total > 2 and found["of_rows"] is None
         else:
             assert (found["rows"], found["of_rows"]) == (2, total)
+
+
+# ------------------------------------------------------------------ the test split
+
+
+def with_test(folder: Path) -> RunConfig:
+    rows = {name: [record(n) for n in numbers] for name, numbers in SPLIT_ROWS.items()}
+    data = {name: write(folder / f"{name}.jsonl", chains) for name, chains in rows.items()}
+    return config_of(folder, {"data": data})
+
+
+SPLIT_ROWS = {"train": range(24), "eval": range(100, 110), "test": range(500, 507)}
+
+
+def test_the_test_split_is_measured_when_asked_and_kept_in_a_place_of_its_own(
+    tmp_path: Path,
+) -> None:
+    train(with_test(tmp_path))
+    run = tmp_path / "runs/run"
+    assert not (run / "evals/test").exists(), "training never looks at it"
+    done = command("evaluate", run, "--split", "test", "--step", "best")
+    [kept] = (run / "evals/test").iterdir()
+    assert done.stdout.startswith("test loss") and f"kept in {kept}" in done.stdout
+    facts = json.loads((kept / "metrics.json").read_text())
+    assert (facts["split"], facts["rows"]) == ("test", 7)
+    own = json.loads((run / "evals" / kept.name / "metrics.json").read_text())
+    assert (own["split"], own["rows"]) == ("eval", 10)
+
+
+def test_a_test_split_that_is_not_there_or_has_changed_is_refused(tmp_path: Path) -> None:
+    train(config_of(tmp_path / "without"))
+    with pytest.raises(ConfigError, match=r"no task\.data\.test"):
+        command("evaluate", tmp_path / "without/runs/run", "--split", "test")
+    with pytest.raises(ConfigError, match="write eval or test"):
+        command("evaluate", tmp_path / "without/runs/run", "--split", "train")
+    train(with_test(tmp_path / "with"))
+    write(tmp_path / "with/test.jsonl", [record(n) for n in range(700, 707)])
+    with pytest.raises(CheckpointError, match="test: "):
+        command("evaluate", tmp_path / "with/runs/run", "--split", "test")
+
+
+def test_sft_has_a_test_split_too_and_refuses_rows_that_are_in_two(tmp_path: Path) -> None:
+    def config(name: str, **asked: list[int]) -> RunConfig:
+        tree = tree_of("sft-lora", tmp_path / name)
+        numbers = {"train": list(range(20)), "eval": [30, 31, 32], "test": [40, 41, 42, 43]}
+        data = {
+            split: write(tmp_path / name / f"{split}.jsonl", [question(n) for n in rows])
+            for split, rows in {**numbers, **asked}.items()
+        }
+        return RunConfig(**{**tree, "task": {**tree["task"], "data": data}})
+
+    train(config("fine"))
+    found = load_run(tmp_path / "fine/runs/run", data=True).evaluate(split="test")
+    assert (found.rows, found.split) == (4, "test")
+    assert all("test.jsonl" in row.shown["where"] for row in found.worst)
+    for wrong, says in (([40, 3], "among the training rows"), ([40, 31], "which choose the best")):
+        with pytest.raises(DataError, match=f"1 of 2 test rows .* {says}"):
+            train(config(f"bad-{wrong[1]}", test=wrong))
+
+
+def question(number: int) -> dict[str, str]:
+    return {"question": f"What is number {number}?", "answer": f"It is {number}."}

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from headway.checkpoint import Checkpoint, verify
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
-from headway.engine.task import Recipe, Task
+from headway.engine.task import Recipe, Task, Tested
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
-from headway.evals import ASKED, write
+from headway.evals import ASKED, TEST, write
 from headway.machine import prepare_torch
 from headway.opening import build_context, opened, same_identities
 from headway.records import Evaluation, StopReason
 from headway.run import train as train_loop
 from headway.show import Quiet, Show
 from headway.viewing import CONFIG_FILE, open_run
+
+Split = Literal["eval", "test"]
+"""The held-out rows that choose the best checkpoint, or those that choose nothing."""
 
 
 def train(config: RunConfig, *, fresh: bool = False, show: Show | None = None) -> StopReason:
@@ -59,25 +62,31 @@ class TrainedRun:
         """One answer; keys are the recipe's own (``prompt`` -> ``text``)."""
         return self.recipe.predict(self.task, request)
 
-    def evaluate(self, worst_rows: int = 20) -> Evaluation:
-        """Measure on the held-out rows. The run must have been loaded with ``data=True``."""
+    def evaluate(self, worst_rows: int = 20, split: Split = "eval") -> Evaluation:
+        """Measure on the held-out rows, or on the test rows: those that choose nothing.
+
+        The run must have been loaded with ``data=True``. Raises ConfigError for a split that the
+        run has no rows of.
+        """
+        task = rows_of(self.task, split)
         found = evaluate(
-            self.task,
+            task,
             step=self.checkpoint.step,
             world=self.world,
             precision=self.config.hardware.precision,
             worst_rows=worst_rows,
         )
         assert found is not None
-        return self.recipe.measure(self.task, found)
+        return self.recipe.measure(task, replace(found, split=split))
 
     def keep(self, evaluation: Evaluation) -> Path:
-        """Write what ``evaluate`` found under ``evals/asked``; says where. Raises OSError.
+        """Write what ``evaluate`` found under ``evals/asked`` or ``evals/test``; says where.
 
-        Never in the place of what training measured at this step.
+        Never in the place of what training measured at this step. Raises OSError.
         """
         weights = {"checkpoint_sha256": self.checkpoint.manifest.sha256}
-        return write(self.folder, evaluation, ASKED, weights)
+        under = TEST if evaluation.split == "test" else ASKED
+        return write(self.folder, evaluation, under, weights)
 
     def export(self, to: Path, format: str) -> Mapping[str, Any]:
         """Write weights for use elsewhere, read them back and compare; what was found."""
@@ -89,6 +98,19 @@ class TrainedRun:
         except BaseException:
             shutil.rmtree(to)  # an export that could not be proved must not be taken for one
             raise
+
+
+def rows_of(task: Task, split: Split) -> Task:
+    """The task over the rows of a split; ConfigError where it has none."""
+    if split == "eval":
+        return task
+    tested = task.tested() if isinstance(task, Tested) else None
+    if tested is None:
+        raise ConfigError(
+            "there are no test rows to measure: this run's config has no task.data.test, and what "
+            "is tested on is stated before training, not after"
+        )
+    return tested
 
 
 def load_run(

@@ -24,8 +24,8 @@ LONG = ("tokens",)
 """What is shown of a worst row but is too long for the journal."""
 DRAWN = ("reliability",)
 """Tables that a report shows; the others may be long."""
-ASKED = "asked"
-"""Below ``evals/``: what ``headway evaluate`` measured."""
+ASKED, TEST = "asked", "test"
+"""Below ``evals/``: what ``headway evaluate`` measured, on held-out rows and on test rows."""
 
 
 def place(run: Path, step: int, under: str = "") -> Path:

@@ -155,12 +155,14 @@ class JsonLines:
 def measured(evaluation: Evaluation) -> str:
     """``held-out loss 2.1234 at step 50 (120 rows, weight 9,876, 12 s)``, other metrics after it.
 
-    ``200 of 2,212 rows`` where not all were measured. Where they are many: the main ones with their baselines and the counts, a line each, and how
-    many more there are. What the model went on with comes last.
+    ``200 of 2,212 rows`` where not all were measured. Where metrics are many: the main ones with
+    their baselines and the counts, a line each, and how many more there are. What the model went on
+    with comes last.
     """
     found = figures({"metrics": evaluation.metrics, "baselines": evaluation.baselines})
+    rows = "held-out" if evaluation.split == "eval" else "test"
     head = (
-        f"held-out loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
+        f"{rows} loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
         f"({rows_in_words(evaluation.rows, evaluation.of_rows)} rows, "
         f"weight {evaluation.weight:,.0f}, {evaluation.seconds:.0f} s)"
     )

@@ -23,19 +23,30 @@ STEP = Annotated[
 def evaluate(
     run: RUN,
     step: STEP = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            help="eval: the rows that choose the best checkpoint; test: task.data.test, which "
+            "chooses nothing.",
+        ),
+    ] = "eval",
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Measure a checkpoint on the run's held-out rows; kept under evals/asked."""
+    """Measure a checkpoint on rows that it was not trained on; kept under evals/."""
     import dataclasses
     import json as json_module
 
     from headway.api import load_run
     from headway.cli.progress import measured
     from headway.cli.tables import show_table
+    from headway.errors import ConfigError
     from headway.report.figures import figures, grid
 
+    if split not in ("eval", "test"):
+        raise ConfigError(f"--split {split}: write eval or test")
     trained = load_run(run, step, data=True)
-    found = trained.evaluate()
+    found = trained.evaluate(split="test" if split == "test" else "eval")
     facts = dataclasses.asdict(found)
     if json:
         typer.echo(json_module.dumps(facts))

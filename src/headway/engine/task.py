@@ -88,6 +88,16 @@ class Observing(Protocol):
         ...
 
 
+@runtime_checkable
+class Tested(Protocol):
+    """A task that may have test rows: those that choose nothing, not when to stop, not which
+    checkpoint is the best. They are measured when somebody asks, never while training."""
+
+    def tested(self) -> Task | None:
+        """The same model, its ``held_out`` all test rows; None where the config names none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildContext:
     """What a recipe may know of the run and the machine when it builds its task."""

@@ -125,6 +125,7 @@ class RegressionTask:
     context: BuildContext
     train: ChainRows | None = None
     held: ChainRows | None = None
+    test: ChainRows | None = None
     order: Order = field(default=lambda positions: positions)
     rows_per_epoch: int = 0
     tokens_per_epoch: int = 0
@@ -153,6 +154,12 @@ class RegressionTask:
             rows = np.flatnonzero(np.isin(self.held.chain_of, chosen))
             mine = rows[self.context.rank :: self.context.ranks]
             yield from self._cut(self.held, mine.tolist())
+
+    def tested(self) -> RegressionTask | None:
+        """The same scorer over all test chains; None where there are none."""
+        if self.test is None:
+            return None
+        return replace(self, held=self.test, context=replace(self.context, held_out_rows=None))
 
     def _cut(self, source: ChainRows, rows: Sequence[int]) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
@@ -275,13 +282,12 @@ def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def with_chains(task: RegressionTask) -> RegressionTask:
-    """The task with its training and held-out rows; the head starts at the mean label."""
+    """The task with its rows of every split; the head starts at the mean label."""
     config, context = task.config, task.context
     splits = load_chains(config.data, seed=context.seed, target_range=config.target_range)
     train = ChainRows(splits.train, task.text, splits.sizes)
-    held = None
-    if splits.held_out:
-        held = ChainRows(splits.held_out, task.text)
+    held = ChainRows(splits.held_out, task.text) if splits.held_out else None
+    test = ChainRows(splits.test, task.text) if splits.test else None
     for source, size in zip(config.data.train, train.sizes, strict=True):
         if size == 0:
             raise DataError(
@@ -297,6 +303,7 @@ def with_chains(task: RegressionTask) -> RegressionTask:
         task,
         train=train,
         held=held,
+        test=test,
         order=mixture.rows_at,
         rows_per_epoch=mixture.rows_per_epoch,
         tokens_per_epoch=train.tokens,
@@ -308,11 +315,13 @@ def with_chains(task: RegressionTask) -> RegressionTask:
                 *report.lines(),
                 *train.lines("train", "trained on"),
                 *(held.lines("held-out", "measured") if held else ()),
+                *(test.lines("test", "measured") if test else ()),
             ],
             "identities": {
                 **task.described["identities"],
                 "data": train.sha256[:16],
                 **({"held_out": held.sha256[:16]} if held else {}),
+                **({"test": test.sha256[:16]} if test else {}),
             },
         },
     )

@@ -85,6 +85,8 @@ class TextTask:
     """Those that are measured."""
     held_total: int = 0
     """Held-out rows there are; more than are measured where ``evaluate.max_rows`` is less."""
+    test: TokenRows | None = None
+    """Those that never choose anything."""
     order: Order = field(default=lambda positions: positions)
     rows_per_epoch: int = 0
     tokens_per_epoch: int = 0
@@ -102,6 +104,12 @@ class TextTask:
         if self.held is not None:
             mine = list(range(self.context.rank, len(self.held), self.context.ranks))
             yield from self._flat(self.held, mine)
+
+    def tested(self) -> TextTask | None:
+        """The same model over all test rows; None where there are none."""
+        if self.test is None:
+            return None
+        return replace(self, held=self.test, held_total=len(self.test))
 
     def _flat(self, source: TokenRows, rows: Sequence[int]) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
