@@ -26,7 +26,7 @@ ROOMS = {
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {"run", "opening", "claim", "machine", "show", "summary", "api", "demo"}
-VIEWERS = {"viewing", "bucket", "uploading"}
+VIEWERS = {"viewing", "results", "bucket", "uploading"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": GROUND | ENGINE | PARTS | {"config"},  # config: what sections look like
     **{name: GROUND | ROOMS | ENGINE | VIEWERS | RUN for name in RUN},
     "viewing": GROUND | ROOMS,
+    "results": GROUND | ROOMS | {"viewing"},
     "bucket": GROUND | ROOMS | {"viewing"},
     "uploading": GROUND | ROOMS | {"bucket", "viewing"},
     "cli": GROUND | ROOMS | ENGINE | PARTS | VIEWERS | RUN,

@@ -10,12 +10,17 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cases import tree_of
+from cases import CASES, tree_of
 from chain_runs import config_of, record, write
-from headway.api import load_run, train
+from headway.api import load_run, train, train_run
+from headway.checkpoint import read_manifest
 from headway.cli import build_app
-from headway.config import RunConfig
+from headway.config import RunConfig, fingerprint, load_config
 from headway.errors import CheckpointError, ConfigError, DataError
+from headway.journal import read_events
+from headway.results import wall_seconds, write_results
+from headway.show import Quiet
+from toy import Cut, CutAt
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -154,3 +159,93 @@ def test_sft_has_a_test_split_too_and_refuses_rows_that_are_in_two(tmp_path: Pat
 
 def question(number: int) -> dict[str, str]:
     return {"question": f"What is number {number}?", "answer": f"It is {number}."}
+
+
+# ------------------------------------------------------------------ results.json
+
+
+def results_of(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "results.json").read_text()))
+
+
+def test_a_finished_run_says_what_came_of_it(tmp_path: Path) -> None:
+    rising = {"horizon": {"steps": 6}, "learning_rate": 0.3, "schedule": "constant"}
+    keep = {"keep_last": 1, "keep_best": 1}
+    train(config_of(tmp_path, train=rising, checkpoint=keep, cost={"usd_per_hour": 3.6}))
+    run = tmp_path / "runs/run"
+    found = results_of(run)
+    events = read_events(run / "journal.jsonl", {"evaluation", "stop"})
+    losses = {e["step"]: e["metrics"]["loss"] for e in events if e["event"] == "evaluation"}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 6, "else best and last would be the same and the test would prove little"
+    for name, step in (("best", best), ("last", 6)):
+        manifest = read_manifest(run / found[name]["checkpoint"])
+        assert (found[name]["step"], found[name]["sha256"]) == (step, manifest.sha256)
+        assert found[name]["eval"]["metrics"]["loss"] == losses[step]
+        assert found[name]["eval"]["rows"] == 10 and found[name]["eval"]["metrics"]["n"] > 10
+        assert "r2/constant mean" in found[name]["eval"]["baselines"]
+        assert found[name]["test"] is None
+    assert (found["ended"], found["steps"], found["steps_planned"]) == ("finished", 6, 6)
+    assert found["cost_usd"] == events[-1]["cost_usd"] > 0
+    assert 0 < found["training_seconds"] <= found["wall_seconds"]
+    assert found["fingerprint"] == fingerprint(load_config(run / "config.yaml"))
+    assert {"data", "held_out"} <= set(found["identities"]) and "torch" in found["versions"]
+    assert not list(run.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_every_recipe_has_results(case: str, tmp_path: Path) -> None:
+    tree = tree_of(case, tmp_path)
+    train(RunConfig(**tree))
+    found = results_of(tmp_path / "runs/run")
+    assert (found["recipe"], found["last"]["step"]) == (tree["recipe"], 4)
+    assert found["last"]["eval"]["metrics"]["loss"] >= found["best"]["eval"]["metrics"]["loss"]
+
+
+def test_results_are_there_exactly_when_the_run_is_finished(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    run = tmp_path / "runs/run"
+    with pytest.raises(Cut):
+        train(config, show=CutAt(3))
+    assert not (run / "results.json").exists() and write_results(run) is None
+    train(config)
+    first = results_of(run)
+    assert first["attempts"] == 2 and first["redone_steps"] == 1
+    train(config)
+    assert results_of(run)["last"] == first["last"], "nothing was left to do, and it is told again"
+    with pytest.raises(Cut):
+        train_run(config, from_step=2, show=CutAt(3))
+    assert not (run / "results.json").exists(), "what it said is not true any more"
+
+
+def test_a_test_goes_into_results_and_the_report_and_not_into_those_of_other_weights(
+    tmp_path: Path,
+) -> None:
+    config = with_test(tmp_path)
+    said: list[str] = []
+
+    class Hears(Quiet):
+        def say(self, what: str) -> None:
+            said.append(what)
+
+    train(config, show=Hears())
+    run = tmp_path / "runs/run"
+    [hint] = [line for line in said if "--split test" in line]
+    command(*hint.partition("headway ")[2].split())
+    best = results_of(run)["best"]
+    assert best["test"]["rows"] == 7 and best["test"]["metrics"] != best["eval"]["metrics"]
+    command("report", run)
+    assert f"On the test rows, at step {best['step']}" in (run / "report.html").read_text()
+    metrics = run / "evals/test" / Path(best["checkpoint"]).name / "metrics.json"
+    facts = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps({**facts, "checkpoint_sha256": "0" * 64}))
+    write_results(run)
+    command("report", run)
+    assert results_of(run)["best"]["test"] is None
+    assert "On the test rows" not in (run / "report.html").read_text()
+
+
+def test_wall_time_leaves_out_the_time_between_attempts() -> None:
+    at = [(1, "10:00:00"), (1, "10:00:30"), (2, "12:00:00"), (2, "12:00:05")]
+    events = [{"attempt": n, "at": f"2026-01-01T{clock}+00:00"} for n, clock in at]
+    assert wall_seconds(events) == 35

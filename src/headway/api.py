@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,12 +17,15 @@ from headway.engine.task import Recipe, Task, Tested
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
 from headway.evals import ASKED, TEST, write
+from headway.lock import holder
 from headway.machine import prepare_torch
 from headway.opening import build_context, opened, same_identities
 from headway.records import Evaluation, StopReason
+from headway.results import RESULTS_FILE, take_away, write_results
+from headway.run import Run
 from headway.run import train as train_loop
 from headway.show import Quiet, Show
-from headway.viewing import CONFIG_FILE, open_run
+from headway.viewing import CONFIG_FILE, LOCK_FILE, open_run
 
 Split = Literal["eval", "test"]
 """The held-out rows that choose the best checkpoint, or those that choose nothing."""
@@ -44,7 +48,26 @@ def train_run(
 ) -> tuple[Path, StopReason]:
     """As ``train``; also says where the run is."""
     with opened(config, fresh=fresh, from_step=from_step, show=show or Quiet()) as run:
-        return run.folder, train_loop(run)
+        return run.folder, train_and_tell(run)
+
+
+def train_and_tell(run: Run) -> StopReason:
+    """The loop of an open run; when the run is finished, ``results.json`` too."""
+    if run.journal:
+        take_away(run.folder)
+    reason = train_loop(run)
+    if run.journal:
+        try:
+            written = write_results(run.folder)
+        except OSError as error:  # what was trained is saved, and the file can be made again
+            run.show.say(f"WARNING: {RESULTS_FILE} was not written: {error}")
+        else:
+            if written and isinstance(run.task, Tested) and run.task.tested() is not None:
+                run.show.say(
+                    "the test rows are measured when you ask: headway evaluate "
+                    f"{shlex.quote(str(run.folder))} --step best --split test"
+                )
+    return reason
 
 
 @dataclass(frozen=True)
@@ -82,11 +105,16 @@ class TrainedRun:
     def keep(self, evaluation: Evaluation) -> Path:
         """Write what ``evaluate`` found under ``evals/asked`` or ``evals/test``; says where.
 
-        Never in the place of what training measured at this step. Raises OSError.
+        Never in the place of what training measured at this step. A test's figures go into
+        ``results.json`` too. Raises OSError.
         """
         weights = {"checkpoint_sha256": self.checkpoint.manifest.sha256}
-        under = TEST if evaluation.split == "test" else ASKED
-        return write(self.folder, evaluation, under, weights)
+        if evaluation.split == "eval":
+            return write(self.folder, evaluation, ASKED, weights)
+        kept = write(self.folder, evaluation, TEST, weights)
+        if holder(self.folder / LOCK_FILE) is None:
+            write_results(self.folder)  # of a finished run: what was tested is its result
+        return kept
 
     def export(self, to: Path, format: str) -> Mapping[str, Any]:
         """Write weights for use elsewhere, read them back and compare; what was found."""

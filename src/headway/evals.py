@@ -83,6 +83,15 @@ def whole(run: Path, event: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if worst is None else {**found, "worst": worst}
 
 
+def facts_of(run: Path, step: int, under: str = "") -> Mapping[str, Any] | None:
+    """What ``metrics.json`` of an evaluation says; None if it is not there or cannot be read."""
+    try:
+        found = json.loads((place(run, step, under) / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _rows(file: Path) -> list[Any] | None:
     """A file's JSON lines; None if it is not there or cannot be read."""
     try:
