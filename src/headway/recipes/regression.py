@@ -21,11 +21,19 @@ from transformers import PreTrainedTokenizerBase
 from headway.config import CLOSED
 from headway.data.chains import Chain, ChainData, load_chains
 from headway.data.order import Mixture
-from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
-from headway.errors import DataError
+from headway.engine.task import (
+    BuildContext,
+    Inputs,
+    Microbatch,
+    RowAsRead,
+    RowSums,
+    SavedModel,
+    Survey,
+)
 from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
+from headway.recipes import chain_survey
 from headway.recipes.batching import Order, drawn, groups, part_of, rows_of_step
 from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled
 from headway.recipes.chain_view import (
@@ -227,6 +235,19 @@ class RegressionRecipe:
         """Nothing that the build does not refuse itself."""
         return []
 
+    def rows_as_read(self, config: RegressionConfig, cache: Path) -> Iterator[RowAsRead]:
+        """Training chains as the model reads them, one after the other."""
+        return chain_survey.rows_as_read(config.data, self._text(config, cache))
+
+    def survey(self, config: RegressionConfig, seed: int, cache: Path) -> Survey:
+        """Labels, lengths, duplicates and leaks of all splits."""
+        return chain_survey.survey(config.data, self._text(config, cache), seed)
+
+    def _text(self, config: RegressionConfig, cache: Path) -> ChainText:
+        tokenizer = load_tokenizer(config.base_model, config.revision, cache)
+        tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
+        return chain_text(config, tokenizer)
+
     def measure(self, task: RegressionTask, evaluation: Evaluation) -> Evaluation:
         """Every metric beside a constant's, the predictions, and the worst chains as text."""
         held = task.held
@@ -288,12 +309,7 @@ def with_chains(task: RegressionTask) -> RegressionTask:
     train = ChainRows(splits.train, task.text, splits.sizes)
     held = ChainRows(splits.held_out, task.text) if splits.held_out else None
     test = ChainRows(splits.test, task.text) if splits.test else None
-    for source, size in zip(config.data.train, train.sizes, strict=True):
-        if size == 0:
-            raise DataError(
-                f"{source.path}: no labelled step of it fits into task.max_tokens "
-                f"({config.max_tokens}); raise it or leave the source out"
-            )
+    chain_survey.refuse_empty(config.data, train)
     mixture = Mixture(train.sizes, config.data.weights, context.seed)
     report = replace(splits.report, sampled=as_sampled(mixture, splits.report, config.data.weights))
     low, high = config.target_range
