@@ -67,7 +67,9 @@ def test_the_rows_that_are_shown_are_those_that_train(tmp_path: Path, more: dict
         ends = [text for text, target, _ in read.runs if target]
         assert all(text and (more.get("read_at") or text == "<CONFIDENCE>") for text in ends)
     skipped = [r for r in RECIPE.rows_as_read(config, tmp_path / "cache") if not r.runs]
-    assert len(skipped) == task.train.emptied and all("no labelled step" in r.facts for r in skipped)
+    assert len(skipped) == task.train.emptied and all(
+        "no labelled step" in r.facts for r in skipped
+    )
 
 
 def test_show_marks_each_place_with_its_target_in_colour_and_loads_no_model(

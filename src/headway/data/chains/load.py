@@ -96,7 +96,11 @@ def survey_chains(
     if data.eval_fraction is not None:
         train, held_out = _divided(train, data, seed)
         held_names = names
-    sides = {"train": (names, train), "held-out": (held_names, held_out), "test": (test_names, test)}
+    sides = {
+        "train": (names, train),
+        "held-out": (held_names, held_out),
+        "test": (test_names, test),
+    }
     sizes = [len(chains) for chains in train]
     return ChainSplits(
         train=list(joined.from_iterable(train)),
