@@ -262,6 +262,12 @@ def test_manifest_and_state_have_the_fields_their_page_says(folder: Path) -> Non
     assert documented_fields(RUN_PAGE, "## `state.json`") == set(state)
 
 
+def test_results_have_the_fields_their_page_says(folder: Path) -> None:
+    found = json.loads((folder / "runs/run/results.json").read_text())
+    assert documented_fields(RUN_PAGE, "## `results.json`") == set(found)
+    assert documented_fields(RUN_PAGE, "### `best` and `last`") == set(found["best"])
+
+
 def test_every_stop_reason_that_can_be_given_is_on_the_page() -> None:
     given = {r.value for r in records.StopReason} - {"deadline"}
     assert all(f"`{value}`" in RUN_PAGE for value in given)

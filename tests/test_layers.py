@@ -31,7 +31,7 @@ RUN = {
     "run", "saving", "spending", "opening", "rollback", "claim", "machine", "show", "summary",
     "api", "demo",
 }  # fmt: skip
-VIEWERS = {"viewing", "bucket", "copies", "joining", "uploading", "watching"}
+VIEWERS = {"viewing", "results", "bucket", "copies", "joining", "uploading", "watching"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": GROUND | ENGINE | PARTS | {"config"},  # config: what sections look like
     **{name: GROUND | ROOMS | ENGINE | VIEWERS | RUN for name in RUN},
     "viewing": GROUND | ROOMS,
+    "results": GROUND | ROOMS | {"viewing"},
     "bucket": GROUND | ROOMS | {"viewing"},
     "copies": GROUND | ROOMS | {"bucket", "viewing"},
     "joining": GROUND | ROOMS | {"bucket", "viewing"},

@@ -321,7 +321,7 @@ def test_where_a_number_is_read_at_the_last_token_no_row_is_added(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("tuning", "precision"),
-    [(FULL, "fp32"), (LORA, "fp32"), (LORA, "bf16"), (QLORA, "fp32")],
+    [(FULL, "fp32"), (LORA, "fp32"), (LORA, "bf16"), (QLORA, "fp32"), (QLORA, "bf16")],
     ids=str,
 )
 def test_every_mode_trains_resumes_bit_for_bit_and_exports(

@@ -328,10 +328,62 @@ def test_defect_validation_is_a_prefix_a_capped_one_is_drawn_from_all_sources(
     assert {"first/r2", "second/r2", "first/n", "second/n"} <= set(found["metrics"])
 
 
-def test_defect_validation_is_test_what_is_trained_on_cannot_be_held_out(tmp_path: Path) -> None:
-    both = write(tmp_path / "both.jsonl", RECORDS)
-    with pytest.raises(DataError, match="also among the training chains"):
-        task_of(tmp_path, data={"train": both, "eval": both})
+TEST = [record(number) for number in range(500, 510)]
+
+
+def split_data(folder: Path, **changes: list[dict[str, Any]]) -> dict[str, str]:
+    rows = {"train": RECORDS, "eval": HELD, "test": TEST, **changes}
+    return {split: write(folder / f"{split}.jsonl", chains) for split, chains in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"eval": [*HELD, RECORDS[3]]}, "1 of 11 held-out chains .* also among the training"),
+        ({"test": [*TEST, RECORDS[3]]}, "1 of 11 test chains .* also among the training"),
+        ({"test": [*TEST, *HELD[:2]]}, "2 of 12 test chains .* also among the held-out chains"),
+        ({"test": HELD}, "10 of 10 test chains .* also among the held-out chains"),
+    ],
+    ids=["eval in train", "test in train", "test in eval", "test is eval"],
+)
+def test_defect_validation_is_test_no_chain_is_in_two_splits(
+    tmp_path: Path, changes: dict[str, list[dict[str, Any]]], says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        task_of(tmp_path / "bad", data=split_data(tmp_path / "bad", **changes))
+    allowed = {**split_data(tmp_path / "said", **changes), "max_leaked": 1.0}
+    said = task_of(tmp_path / "said", data=allowed).facts()["data"]
+    assert any(says.rpartition(".* ")[2] in line for line in said), "allowed, it is counted"
+    fine = task_of(tmp_path / "fine", data=split_data(tmp_path / "fine")).facts()["data"]
+    assert not any("also among" in line for line in fine)
+
+
+def test_defect_validation_is_test_the_result_is_of_rows_that_chose_nothing(
+    tmp_path: Path,
+) -> None:
+    """Training is the same whatever the test rows are, and their figures are their own."""
+    runs = {}
+    for name, changes in (("one", {}), ("other", {"test": [record(n) for n in range(600, 620)]})):
+        data = split_data(tmp_path / name, **changes)  # type: ignore[arg-type]
+        train(config_of(tmp_path / name, {"data": data}, evaluate={"max_rows": 5}))
+        runs[name] = tmp_path / name / "runs/run"
+    assert_same_state(*(final_state(run) for run in runs.values()))
+    evaluations = [
+        {e["step"]: e["metrics"] for e in read_events(run / "journal.jsonl", {"evaluation"})}
+        for run in runs.values()
+    ]
+    assert evaluations[0] == evaluations[1]
+    found = {}
+    for name, run in runs.items():
+        trained = load_run(run, "best", data=True)
+        found[name] = trained.evaluate(split="test")
+        assert trained.evaluate().rows == 5, "the cap is of what is measured while training"
+    assert [(f.split, f.rows, f.of_rows) for f in found.values()] == [
+        ("test", 10, None), ("test", 20, None)
+    ]  # fmt: skip
+    assert found["one"].metrics["loss"] != found["other"].metrics["loss"]
+    sources = {line["where"].rpartition("/")[2][:5] for line in found["one"].tables["predictions"]}
+    assert sources == {"test."}
 
 
 def test_defect_nan_and_infinity_what_is_not_defined_is_absent_and_the_rest_is_a_number(

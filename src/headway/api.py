@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from headway.checkpoint import Checkpoint, verify
 from headway.claim import same_identities
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
-from headway.engine.task import Recipe, Task
+from headway.engine.task import Recipe, Task, Tested
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
+from headway.evals import ASKED, TEST, write
 from headway.limits import steady_seconds
+from headway.lock import holder
 from headway.machine import prepare_torch
 from headway.opening import build_context, opened
 from headway.records import Evaluation, StopReason
+from headway.results import RESULTS_FILE, take_away, write_results
+from headway.run import Run
 from headway.run import train as train_loop
 from headway.show import Quiet, Show
-from headway.viewing import CONFIG_FILE, open_run
+from headway.viewing import CONFIG_FILE, LOCK_FILE, open_run
+
+Split = Literal["eval", "test"]
+"""The held-out rows that choose the best checkpoint, or those that choose nothing."""
 
 
 def train(config: RunConfig, *, fresh: bool = False, show: Show | None = None) -> StopReason:
@@ -75,8 +83,27 @@ def one_attempt(
     with opened(
         config, fresh=fresh, from_step=from_step, show=show, billed_until=billed_until
     ) as run:
-        reason = train_loop(run)
+        reason = train_and_tell(run)
         return Ended(run.folder, reason, run.signals.received is not None, steady_seconds())
+
+
+def train_and_tell(run: Run) -> StopReason:
+    """The loop of an open run; when the run is finished, ``results.json`` too."""
+    if run.journal:
+        take_away(run.folder)
+    reason = train_loop(run)
+    if run.journal:
+        try:
+            written = write_results(run.folder)
+        except OSError as error:  # what was trained is saved, and the file can be made again
+            run.show.say(f"WARNING: {RESULTS_FILE} was not written: {error}")
+        else:
+            if written and isinstance(run.task, Tested) and run.task.tested() is not None:
+                run.show.say(
+                    "the test rows are measured when you ask: headway evaluate "
+                    f"{shlex.quote(str(run.folder))} --step best --split test"
+                )
+    return reason
 
 
 @dataclass(frozen=True)
@@ -94,17 +121,36 @@ class TrainedRun:
         """One answer; keys are the recipe's own (``prompt`` -> ``text``)."""
         return self.recipe.predict(self.task, request)
 
-    def evaluate(self, worst_rows: int = 20) -> Evaluation:
-        """Measure on the held-out rows. The run must have been loaded with ``data=True``."""
+    def evaluate(self, worst_rows: int = 20, split: Split = "eval") -> Evaluation:
+        """Measure on the held-out rows, or on the test rows: those that choose nothing.
+
+        The run must have been loaded with ``data=True``. Raises ConfigError for a split that the
+        run has no rows of.
+        """
+        task = rows_of(self.task, split)
         found = evaluate(
-            self.task,
+            task,
             step=self.checkpoint.step,
             world=self.world,
             precision=self.config.hardware.precision,
             worst_rows=worst_rows,
         )
         assert found is not None
-        return self.recipe.measure(self.task, found)
+        return self.recipe.measure(task, replace(found, split=split))
+
+    def keep(self, evaluation: Evaluation) -> Path:
+        """Write what ``evaluate`` found under ``evals/asked`` or ``evals/test``; says where.
+
+        Never in the place of what training measured at this step. A test's figures go into
+        ``results.json`` too. Raises OSError.
+        """
+        weights = {"checkpoint_sha256": self.checkpoint.manifest.sha256}
+        if evaluation.split == "eval":
+            return write(self.folder, evaluation, ASKED, weights)
+        kept = write(self.folder, evaluation, TEST, weights)
+        if holder(self.folder / LOCK_FILE) is None:
+            write_results(self.folder)  # of a finished run: what was tested is its result
+        return kept
 
     def export(self, to: Path, format: str) -> Mapping[str, Any]:
         """Write weights for use elsewhere, read them back and compare; what was found."""
@@ -116,6 +162,19 @@ class TrainedRun:
         except BaseException:
             shutil.rmtree(to)  # an export that could not be proved must not be taken for one
             raise
+
+
+def rows_of(task: Task, split: Split) -> Task:
+    """The task over the rows of a split; ConfigError where it has none."""
+    if split == "eval":
+        return task
+    tested = task.tested() if isinstance(task, Tested) else None
+    if tested is None:
+        raise ConfigError(
+            "there are no test rows to measure: this run's config has no task.data.test, and what "
+            "is tested on is stated before training, not after"
+        )
+    return tested
 
 
 def load_run(

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from headway.api import train_and_tell
 from headway.config import RunConfig
 from headway.opening import opened
 from headway.records import StopReason
-from headway.run import Run, train
+from headway.run import Run
 from headway.show import Show
 
 MODULES = (
@@ -49,7 +50,7 @@ def run_demo(root: Path, fresh: bool, show: Show) -> tuple[Path, StopReason]:
         asked = questions(eval_file)
         before = answers(run, asked, show, "before")
         started = time.monotonic()
-        reason = train(run)
+        reason = train_and_tell(run)
         show.say(f"trained for {time.monotonic() - started:.0f} seconds")
         after = answers(run, asked, show, "after")
         for (question, truth), was, now in zip(asked, before, after, strict=True):

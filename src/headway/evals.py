@@ -1,7 +1,8 @@
 """Evaluations: on disk (``evals/step-…/metrics.json``, ``worst.jsonl``), and what they decide.
 
 *Promises.* What the journal leaves out of an evaluation to stay small is here in full: the worst
-rows' tokens, and every table (``predictions.jsonl``, ``reliability.jsonl`` …).
+rows' tokens, and every table (``predictions.jsonl``, ``reliability.jsonl`` …). What is asked for
+later has a place of its own, so that what training measured stays.
 
 *Does not promise.* Durability: an evaluation that is lost is made again.
 """
@@ -23,24 +24,29 @@ LONG = ("tokens",)
 """What is shown of a worst row but is too long for the journal."""
 DRAWN = ("reliability",)
 """Tables that a report shows; the others may be long."""
+ASKED, TEST = "asked", "test"
+"""Below ``evals/``: what ``headway evaluate`` measured, on held-out rows and on test rows."""
 
 
-def place(run: Path, step: int) -> Path:
-    """The folder of the evaluation at a step."""
-    return run / "evals" / f"step-{step:08d}"
+def place(run: Path, step: int, under: str = "") -> Path:
+    """The folder of the evaluation at a step: training's own, or that below ``evals/under``."""
+    return run / "evals" / under / f"step-{step:08d}"
 
 
-def write(run: Path, evaluation: Evaluation) -> None:
-    """Write the evaluation; one at the same step before it is replaced, its tables too.
+def write(
+    run: Path, evaluation: Evaluation, under: str = "", also: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the evaluation and say where; one in the same place is replaced, its tables too.
 
-    Raises ValueError for a table whose name is no plain word, or that of a file that is there.
+    ``also``: more to keep in ``metrics.json``. Raises ValueError for a table whose name is no plain
+    word, or that of a file that is there.
     """
     tables = {"worst": [asdict(row) for row in evaluation.worst]}
     for name, rows in evaluation.tables.items():
         if name in tables or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"a table of an evaluation cannot be named {name!r}")
         tables[name] = [dict(row) for row in rows]
-    folder = place(run, evaluation.step)
+    folder = place(run, evaluation.step, under)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.jsonl"):
         if old.stem not in tables:
@@ -48,10 +54,12 @@ def write(run: Path, evaluation: Evaluation) -> None:
     facts = _plain(asdict(replace(evaluation, worst=(), tables={}, observed=())))
     for key in ("worst", "tables", "observed"):
         del facts[key]
+    facts |= _plain(also or {})
     (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for name, rows in tables.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+    return folder
 
 
 def brief(evaluation: Evaluation) -> Evaluation:
@@ -73,6 +81,15 @@ def whole(run: Path, event: Mapping[str, Any]) -> Mapping[str, Any]:
     tables = {name: rows for name in DRAWN if (rows := _rows(folder / f"{name}.jsonl"))}
     found = {**event, "tables": {**event.get("tables", {}), **tables}}
     return found if worst is None else {**found, "worst": worst}
+
+
+def facts_of(run: Path, step: int, under: str = "") -> Mapping[str, Any] | None:
+    """What ``metrics.json`` of an evaluation says; None if it is not there or cannot be read."""
+    try:
+        found = json.loads((place(run, step, under) / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _rows(file: Path) -> list[Any] | None:

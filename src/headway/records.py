@@ -83,6 +83,11 @@ class Evaluation:
     """(prompt, what the model went on with), greedily, where the recipe makes them."""
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Rows to keep beside the metrics, written as NAME.jsonl: predictions, reliability …"""
+    split: Literal["eval", "test"] = "eval"
+    """``eval``: the rows that choose the best checkpoint. ``test``: those that choose nothing."""
+    of_rows: int | None = None
+    """How many held-out rows there are, where only ``rows`` of them were measured
+    (``evaluate.max_rows``)."""
     observed: tuple[tuple[float, ...], ...] = ()
     """Each loss unit's own figures, where the recipe's metrics need them; never written."""
 

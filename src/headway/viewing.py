@@ -148,10 +148,12 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
     from headway.report.html import Extras, report_html
 
     view = open_run(run)
+    checkpoints = view.checkpoints()
     extras = Extras(
         config_lines=changed_lines(config_tree(view.path)),
         commands=commands(view),
-        checkpoints={checkpoint.step: checkpoint.bytes for checkpoint in view.checkpoints()},
+        checkpoints={checkpoint.step: checkpoint.bytes for checkpoint in checkpoints},
+        tested=[found for c in checkpoints if (found := tested(view.path, c))],
     )
     told = view.told
     if told.evaluations:
@@ -167,6 +169,18 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write the report to {target}: {error.strerror}") from error
     return target
+
+
+def tested(run: Path, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """What ``headway evaluate --split test`` found of exactly these weights; None: not asked.
+
+    ``--from`` can bring other weights to the same step.
+    """
+    from headway.evals import TEST, facts_of
+
+    found = facts_of(run, checkpoint.step, TEST)
+    same = found and found.get("checkpoint_sha256") == checkpoint.manifest.sha256
+    return found if same else None
 
 
 def commands(view: RunView) -> list[tuple[str, str]]:

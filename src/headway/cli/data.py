@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headway.cli.step_labels import step_labels
-from headway.errors import ConfigError
+from headway.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from headway.config import RunConfig
     from headway.data.sources import TextData
+    from headway.engine.task import RowAsRead, Surveying
 
 app = typer.Typer(help="Look at training data, check it, and make token shards.")
 app.command("step-labels")(step_labels)
@@ -31,12 +33,22 @@ def show(
     tokenizer: _Tokenizer = None,
     max_tokens: _MaxTokens = 2048,
 ) -> None:
-    """Rows through the real template: what is supervised is green, what is not is dim."""
+    """Rows as the model reads them: what is supervised is green, what is not is dim.
+
+    Of chains: where a number is read, and its target behind it, red below the middle of the range,
+    green in its highest quarter.
+    """
     from itertools import islice
 
     from headway.data.chat import render, spans
     from headway.data.sources import read_records
 
+    own = _surveying(what, tokenizer)
+    if own:
+        recipe, config, cache = own
+        for row in islice(recipe.rows_as_read(config.task, cache), start, start + rows):
+            _show_row(row)
+        return
     data, model, longest = _opened(what, tokenizer, max_tokens)
     records = (record for source in data.train for record in read_records(source))
     for record in islice(records, start, start + rows):
@@ -68,6 +80,17 @@ def lint(
     from headway.data.prepare import survey
     from headway.data.report import refuse_beyond
 
+    own = _surveying(what, tokenizer)
+    if own:
+        recipe, config, cache = own
+        found = recipe.survey(config.task, config.run.seed, cache)
+        if json:
+            show_json(found.tree)
+        else:
+            typer.echo("\n".join(found.lines))
+        if found.refusal:
+            raise DataError(found.refusal)
+        return
     data, model, longest = _opened(what, tokenizer, max_tokens)
     report = survey(data, model, max_tokens=longest, seed=_seed(what))
     if json:
@@ -108,6 +131,41 @@ def tokenize(
     )
 
 
+def _surveying(what: str, tokenizer: str | None) -> tuple[Surveying, RunConfig, Path] | None:
+    """The recipe of a config whose data is no rows of text, to show it; None for all others."""
+    from headway.config import find_recipe
+    from headway.data.sources import TextData
+    from headway.engine.task import Surveying
+    from headway.machine import cache_folder
+
+    if not _is_config(what):
+        return None
+    config = _config(what)
+    if isinstance(getattr(config.task, "data", None), TextData):
+        return None
+    recipe = find_recipe(config.recipe)
+    if not isinstance(recipe, Surveying):
+        raise ConfigError(
+            f"{what}: the recipe {config.recipe} trains on other data than rows of text, and has "
+            "no way to show it"
+        )
+    if tokenizer is not None:
+        raise ConfigError(f"--tokenizer: {what} names its own, and its rows are read with that")
+    return recipe, config, cache_folder()
+
+
+def _show_row(row: RowAsRead) -> None:
+    """A row's text in runs, and what should be said at the end of each."""
+    typer.secho(f"{row.where}  ({row.facts})", bold=True)
+    for text, target, share in row.runs:
+        colour = None if share is None else "red" if share < 0.5 else "yellow"
+        colour = "green" if share is not None and share >= 0.75 else colour
+        typer.secho(text, fg=colour, dim=share is None or None, nl=False)
+        if target:
+            typer.secho(f"[{target}]", fg=colour, bold=True, nl=False)
+    typer.echo("\n")
+
+
 def _opened(what: str, tokenizer: str | None, max_tokens: int) -> tuple[TextData, Any, int]:
     """The data section, the tokenizer and the longest row, of a config or for a bare file."""
     from headway.data.sources import TextData
@@ -119,11 +177,8 @@ def _opened(what: str, tokenizer: str | None, max_tokens: int) -> tuple[TextData
             )
         return TextData.model_validate({"train": what}), _loaded(tokenizer, None), max_tokens
     task: Any = _config(what).task
-    data = getattr(task, "data", None)
-    if not isinstance(data, TextData):
-        raise ConfigError(f"{what}: its recipe trains on other data than rows of text")
     model = _loaded(tokenizer or task.base_model, getattr(task, "revision", None))
-    return data, model, task.max_tokens
+    return task.data, model, task.max_tokens
 
 
 def _is_config(what: str) -> bool:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from headway.records import Evaluation, StepReport, StopReason
 from headway.report.figures import Figures, counts, figures
+from headway.report.words import rows_in_words
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -189,13 +190,16 @@ class JsonLines:
 def measured(evaluation: Evaluation) -> str:
     """``held-out loss 2.1234 at step 50 (120 rows, weight 9,876, 12 s)``, other metrics after it.
 
-    Where they are many: the main ones with their baselines and the counts, a line each, and how
-    many more there are. What the model went on with comes last.
+    ``200 of 2,212 rows`` where not all were measured. Where metrics are many: the main ones with
+    their baselines and the counts, a line each, and how many more there are. What the model went on
+    with comes last.
     """
     found = figures({"metrics": evaluation.metrics, "baselines": evaluation.baselines})
+    rows = "held-out" if evaluation.split == "eval" else "test"
     head = (
-        f"held-out loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
-        f"({evaluation.rows} rows, weight {evaluation.weight:,.0f}, {evaluation.seconds:.0f} s)"
+        f"{rows} loss {evaluation.metrics['loss']:.4f} at step {evaluation.step} "
+        f"({rows_in_words(evaluation.rows, evaluation.of_rows)} rows, "
+        f"weight {evaluation.weight:,.0f}, {evaluation.seconds:.0f} s)"
     )
     samples = [f"\n  {prompt}{text!r}" for prompt, text in evaluation.samples]
     if not found.many:

@@ -23,27 +23,44 @@ STEP = Annotated[
 def evaluate(
     run: RUN,
     step: STEP = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            help="eval: the rows that choose the best checkpoint; test: task.data.test, which "
+            "chooses nothing.",
+        ),
+    ] = "eval",
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Measure a checkpoint on the run's held-out rows."""
+    """Measure a checkpoint on rows that it was not trained on; kept under evals/."""
     import dataclasses
     import json as json_module
 
     from headway.api import load_run
     from headway.cli.progress import measured
     from headway.cli.tables import show_table
+    from headway.errors import ConfigError
     from headway.report.figures import figures, grid
 
-    found = load_run(run, step, data=True).evaluate()
+    if split not in ("eval", "test"):
+        raise ConfigError(f"--split {split}: write eval or test")
+    trained = load_run(run, step, data=True)
+    found = trained.evaluate(split="test" if split == "test" else "eval")
     facts = dataclasses.asdict(found)
     if json:
         typer.echo(json_module.dumps(facts))
-        return
-    typer.echo(measured(found))
-    if figures(facts).many:
-        head, rows = grid(figures(facts))
-        typer.echo()
-        show_table([title for _, title in head], rows)
+    else:
+        typer.echo(measured(found))
+        if figures(facts).many:
+            head, rows = grid(figures(facts))
+            typer.echo()
+            show_table([title for _, title in head], rows)
+    try:
+        kept = f"kept in {trained.keep(found)}"
+    except OSError as error:  # such as an archive that nobody may write to
+        kept = f"not kept: {error}"
+    typer.echo(kept, err=json)
 
 
 def predict(

@@ -25,16 +25,18 @@ from headway.data.sources import Source, TextData, fingerprint, read_records
 from headway.data.tokenizers import identity
 from headway.errors import DataError
 
-_FORMAT = 2
+_FORMAT = 3
 _BATCH = 512
+SPLITS = ("train", "held-out", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Rows to train on, rows held out (or None), and what became of all that was read."""
+    """Rows of each split (held out, test: or None), and what became of all that was read."""
 
     train: Prepared
     held_out: Prepared | None
+    test: Prepared | None
     report: DataReport
 
 
@@ -89,6 +91,7 @@ def _settings(data: TextData, tokenizer: Any, max_tokens: int, seed: int) -> dic
         "format": _FORMAT,
         "train": [fingerprint(source) for source in data.train],
         "eval": [fingerprint(source) for source in data.eval or ()],
+        "test": [fingerprint(source) for source in data.test or ()],
         "eval_fraction": [data.eval_fraction, seed] if data.eval_fraction else None,
         "tokenizer": identity(tokenizer),
         "template": chat.chosen_template(data.chat_template, tokenizer),
@@ -102,9 +105,11 @@ def _opened(folder: Path, *, verify: bool = False) -> Splits | None:
     """The rows in a finished folder; None when there is none, or it is damaged."""
     try:
         tree = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        held_out = Prepared(folder / "held-out", verify=verify)
-        train = Prepared(folder / "train", verify=verify)
-        return Splits(train, held_out if len(held_out) else None, DataReport.from_tree(tree))
+        train, held_out, test = (Prepared(folder / split, verify=verify) for split in SPLITS)
+        report = DataReport.from_tree(tree)
+        return Splits(
+            train, held_out if len(held_out) else None, test if len(test) else None, report
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -115,13 +120,12 @@ def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: 
     shutil.rmtree(partial, ignore_errors=True)
     tallies = _Tallies(data)
     try:
-        writers = {
-            split: RowsWriter(partial / split, len(tokenizer)) for split in ("train", "held-out")
-        }
+        writers = {split: RowsWriter(partial / split, len(tokenizer)) for split in SPLITS}
         for split, source, example in _examples(data, tokenizer, max_tokens, seed, tallies):
             writers[split].add(example, source)
         writers["train"].finish(len(data.train))
         writers["held-out"].finish()
+        writers["test"].finish()
         report = json.dumps(tallies.report().tree(), indent=1)
         (partial / "report.json").write_text(report, encoding="utf-8")
         if _opened(folder, verify=True) is None:
@@ -146,7 +150,9 @@ class _Tallies:
         held_out = data.train if data.eval_fraction else data.eval or ()
         for index, source in enumerate(held_out):
             self.by_key["held-out", index] = Tally(source=source.path, split="held-out")
-        self.contents: dict[str, set[int]] = {"train": set(), "held-out": set()}
+        for index, source in enumerate(data.test or ()):
+            self.by_key["test", index] = Tally(source=source.path, split="test")
+        self.contents: dict[str, set[int]] = {split: set() for split in SPLITS}
 
     def read(self, split: str, source: int, row: chat.Row) -> Tally:
         """Count a row that was read, its shape, and whether it was seen before."""
@@ -158,9 +164,13 @@ class _Tallies:
             tally.duplicates += 1
             tally.note("duplicate", row.where)
         self.contents[split].add(content)
-        if split == "held-out" and content in self.contents["train"]:
-            tally.leaked += 1  # the training rows are all read before the first held-out source
+        # The training rows are all read before the first other source, the test rows last.
+        if split != "train" and content in self.contents["train"]:
+            tally.leaked += 1
             tally.note("leaked", row.where)
+        if split == "test" and content in self.contents["held-out"]:
+            tally.chosen_by += 1
+            tally.note("chosen_by", row.where)
         return tally
 
     def report(self) -> DataReport:
@@ -172,8 +182,10 @@ def _examples(
 ) -> Iterator[tuple[str, int, chat.Example]]:
     """(split, index of the source, example) for every row that is kept."""
     template = chat.chosen_template(data.chat_template, tokenizer)
+    share = data.eval_fraction or 0.0
     places: list[tuple[str, int, Source]] = [("train", i, s) for i, s in enumerate(data.train)]
     places += [("held-out", i, s) for i, s in enumerate(data.eval or ())]
+    places += [("test", i, s) for i, s in enumerate(data.test or ())]
     for split, index, source in places:
         for records in _batches(read_records(source)):
             rows = [chat.recognise(record) for record in records]
@@ -182,9 +194,8 @@ def _examples(
                 written, tokenizer, max_tokens=max_tokens, overlong=data.overlong
             )
             for row, example in zip(rows, examples, strict=True):
-                side = split
-                if data.eval_fraction and _chance(row.content, seed) < data.eval_fraction:
-                    side = "held-out"
+                held_out = split == "train" and _chance(row.content, seed) < share
+                side = "held-out" if held_out else split
                 tally = tallies.read(side, index, row)
                 if _counted(tally, row, example, data):
                     yield side, index, example

@@ -13,6 +13,7 @@ from typing import Any
 from headway.errors import DataError
 
 _SHOWN = 5
+CHOOSES = "also among the held-out rows, which choose the best checkpoint"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,7 +28,9 @@ class Tally:
     duplicates: int = 0
     """Rows whose content was already in this split."""
     leaked: int = 0
-    """Held-out rows whose content is among the training rows too."""
+    """Rows not trained on whose content is among the training rows too."""
+    chosen_by: int = 0
+    """Test rows whose content is among the held-out rows too: those choose."""
     tokens: int = 0
     supervised_tokens: int = 0
     cut_tokens: int = 0
@@ -60,7 +63,7 @@ class DataReport:
     tallies: tuple[Tally, ...]
 
     def of(self, split: str) -> list[Tally]:
-        """The tallies of ``train`` or ``held-out``."""
+        """The tallies of ``train``, ``held-out`` or ``test``."""
         return [tally for tally in self.tallies if tally.split == split]
 
     def lines(self) -> list[str]:
@@ -78,6 +81,7 @@ class DataReport:
                 (f"truncated, {t.cut_tokens:,} tokens lost", t.truncated, "truncated"),
                 ("seen before in this split", t.duplicates, "duplicate"),
                 ("also among the training rows", t.leaked, "leaked"),
+                (CHOOSES, t.chosen_by, "chosen_by"),
             ]
             for what, count, key in events:
                 if count:
@@ -114,6 +118,7 @@ def refuse_beyond(
             (read - kept, max_dropped, "max_dropped", f"dropped ({'; '.join(reasons)})", reasons),
             (sum(t.leaked for t in tallies), max_leaked, "max_leaked",
              "also among the training rows", ["leaked"]),
+            (sum(t.chosen_by for t in tallies), max_leaked, "max_leaked", CHOOSES, ["chosen_by"]),
         ):  # fmt: skip
             if count > limit * read:
                 raise DataError(

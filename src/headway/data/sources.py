@@ -66,6 +66,12 @@ class TextData(BaseModel):
     eval: Sources | None = Field(
         None, description="Where held-out rows come from. Give this or eval_fraction, or neither."
     )
+    test: Sources | None = Field(
+        None,
+        min_length=1,
+        description="Where rows come from that never choose anything: not the best checkpoint, not "
+        "when to stop. `headway evaluate RUN --split test` measures on them.",
+    )
     eval_fraction: float | None = Field(
         None,
         gt=0,
@@ -94,7 +100,8 @@ class TextData(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="Refuse when a larger share of the held-out rows is among the training rows.",
+        description="Refuse when a larger share of the held-out rows is among the training rows, "
+        "or of the test rows among either.",
     )
 
     @model_validator(mode="after")
@@ -104,7 +111,7 @@ class TextData(BaseModel):
         weighted = [source.weight is not None for source in self.train]
         if any(weighted) and not all(weighted):
             raise ValueError("give every training source a weight, or none")
-        if any(source.weight is not None for source in self.eval or ()):
+        if any(source.weight is not None for source in (*(self.eval or ()), *(self.test or ()))):
             raise ValueError("held-out rows are all used, so a weight on them would be ignored")
         return self
 

@@ -96,6 +96,16 @@ class Observing(Protocol):
         ...
 
 
+@runtime_checkable
+class Tested(Protocol):
+    """A task that may have test rows: those that choose nothing, not when to stop, not which
+    checkpoint is the best. They are measured when somebody asks, never while training."""
+
+    def tested(self) -> Task | None:
+        """The same model, its ``held_out`` all test rows; None where the config names none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildContext:
     """What a recipe may know of the run and the machine when it builds its task."""
@@ -117,6 +127,45 @@ class BuildContext:
     """Where prepared data and converted models may be kept between attempts."""
     data: bool = True
     """False where only the model is used (predict, export): read no rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowAsRead:
+    """A training row for a person to look at."""
+
+    where: str
+    facts: str
+    """How long it is, and what of it was cut or left away."""
+    runs: Sequence[tuple[str, str, float | None]]
+    """(text, what the model should say at its end, where that lies in its range from 0 to 1);
+    ``""`` and None where it should say nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """All the data of a config, counted."""
+
+    lines: Sequence[str]
+    tree: Mapping[str, Any]
+    """The same as plain JSON."""
+    refusal: str = ""
+    """Why a run would refuse this data; empty where it would not."""
+
+
+@runtime_checkable
+class Surveying(Protocol):
+    """A recipe that can show its data without loading a model: ``headway data show`` and ``lint``.
+
+    Recipes whose ``task.data`` is a ``TextData`` need not.
+    """
+
+    def rows_as_read(self, config: Any, cache: Path) -> Iterator[RowAsRead]:
+        """Training rows in the order of the files, read as they are asked for."""
+        ...
+
+    def survey(self, config: Any, seed: int, cache: Path) -> Survey:
+        """Everything counted. Raises DataError for data that cannot be read at all."""
+        ...
 
 
 class Recipe(Protocol):

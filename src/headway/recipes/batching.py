@@ -13,6 +13,7 @@ from headway.data.order import rows_at
 from headway.engine.task import BuildContext
 from headway.errors import ConfigError
 from headway.models.backbone import base_model
+from headway.records import Evaluation
 
 CPU_BYTES = 400e6
 """What one forward pass may keep for backward under ``microbatch_size: auto`` on CPU: SmolLM2-135M
@@ -48,6 +49,11 @@ def drawn(total: int, context: BuildContext) -> NDArray[np.int64]:
     if not wanted or wanted >= total:
         return np.arange(total)
     return np.sort(rows_at(context.seed, np.arange(wanted), total, stream=-2))
+
+
+def part_of(total: int, evaluation: Evaluation) -> int | None:
+    """``total`` held-out rows where the evaluation is over fewer; None where it is over all."""
+    return total if total > evaluation.rows else None
 
 
 def groups(

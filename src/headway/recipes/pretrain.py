@@ -292,6 +292,7 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
         task,
         train=rows,
         held=held_windows(held, config, context, task.tokenizer),
+        held_total=held.rows(length) if held is not None else 0,
         order=lambda positions: rows_at(context.seed, positions, total),
         rows_per_epoch=total,
         tokens_per_epoch=len(train) - 1,

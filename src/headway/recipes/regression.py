@@ -21,13 +21,21 @@ from transformers import PreTrainedTokenizerBase
 from headway.config import CLOSED
 from headway.data.chains import Chain, ChainData, load_chains
 from headway.data.order import Mixture
-from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
-from headway.errors import DataError
+from headway.engine.task import (
+    BuildContext,
+    Inputs,
+    Microbatch,
+    RowAsRead,
+    RowSums,
+    SavedModel,
+    Survey,
+)
 from headway.models.attention import recompute
 from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
-from headway.recipes.batching import Order, drawn, groups, rows_of_step
+from headway.recipes import chain_survey
+from headway.recipes.batching import Order, drawn, groups, part_of, rows_of_step
 from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled
 from headway.recipes.chain_view import (
     answered,
@@ -126,6 +134,7 @@ class RegressionTask:
     context: BuildContext
     train: ChainRows | None = None
     held: ChainRows | None = None
+    test: ChainRows | None = None
     order: Order = field(default=lambda positions: positions)
     rows_per_epoch: int = 0
     tokens_per_epoch: int = 0
@@ -154,6 +163,12 @@ class RegressionTask:
             rows = np.flatnonzero(np.isin(self.held.chain_of, chosen))
             mine = rows[self.context.rank :: self.context.ranks]
             yield from self._cut(self.held, mine.tolist(), halvings)
+
+    def tested(self) -> RegressionTask | None:
+        """The same scorer over all test chains; None where there are none."""
+        if self.test is None:
+            return None
+        return replace(self, held=self.test, context=replace(self.context, held_out_rows=None))
 
     def _cut(
         self, source: ChainRows, rows: Sequence[int], halvings: int = 0
@@ -227,6 +242,19 @@ class RegressionRecipe:
         """Nothing that the build does not refuse itself."""
         return []
 
+    def rows_as_read(self, config: RegressionConfig, cache: Path) -> Iterator[RowAsRead]:
+        """Training chains as the model reads them, one after the other."""
+        return chain_survey.rows_as_read(config.data, self._text(config, cache))
+
+    def survey(self, config: RegressionConfig, seed: int, cache: Path) -> Survey:
+        """Labels, lengths, duplicates and leaks of all splits."""
+        return chain_survey.survey(config.data, self._text(config, cache), seed)
+
+    def _text(self, config: RegressionConfig, cache: Path) -> ChainText:
+        tokenizer = load_tokenizer(config.base_model, config.revision, cache)
+        tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
+        return chain_text(config, tokenizer)
+
     def measure(self, task: RegressionTask, evaluation: Evaluation) -> Evaluation:
         """Every metric beside a constant's, the predictions, and the worst chains as text."""
         held = task.held
@@ -244,6 +272,7 @@ class RegressionRecipe:
                 replace(row, shown=shown(held, row.row, by_row)) for row in evaluation.worst
             ),
             tables={"predictions": predictions, "reliability": reliability(scored, low, high)},
+            of_rows=part_of(len(held), evaluation),
             observed=(),
         )
 
@@ -281,19 +310,13 @@ def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def with_chains(task: RegressionTask) -> RegressionTask:
-    """The task with its training and held-out rows; the head starts at the mean label."""
+    """The task with its rows of every split; the head starts at the mean label."""
     config, context = task.config, task.context
     splits = load_chains(config.data, seed=context.seed, target_range=config.target_range)
     train = ChainRows(splits.train, task.text, splits.sizes)
-    held = None
-    if splits.held_out:
-        held = ChainRows(splits.held_out, task.text)
-    for source, size in zip(config.data.train, train.sizes, strict=True):
-        if size == 0:
-            raise DataError(
-                f"{source.path}: no labelled step of it fits into task.max_tokens "
-                f"({config.max_tokens}); raise it or leave the source out"
-            )
+    held = ChainRows(splits.held_out, task.text) if splits.held_out else None
+    test = ChainRows(splits.test, task.text) if splits.test else None
+    chain_survey.refuse_empty(config.data, train)
     mixture = Mixture(train.sizes, config.data.weights, context.seed)
     report = replace(splits.report, sampled=as_sampled(mixture, splits.report, config.data.weights))
     low, high = config.target_range
@@ -303,6 +326,7 @@ def with_chains(task: RegressionTask) -> RegressionTask:
         task,
         train=train,
         held=held,
+        test=test,
         order=mixture.rows_at,
         rows_per_epoch=mixture.rows_per_epoch,
         tokens_per_epoch=train.tokens,
@@ -314,11 +338,13 @@ def with_chains(task: RegressionTask) -> RegressionTask:
                 *report.lines(),
                 *train.lines("train", "trained on"),
                 *(held.lines("held-out", "measured") if held else ()),
+                *(test.lines("test", "measured") if test else ()),
             ],
             "identities": {
                 **task.described["identities"],
                 "data": train.sha256[:16],
                 **({"held_out": held.sha256[:16]} if held else {}),
+                **({"test": test.sha256[:16]} if test else {}),
             },
         },
     )

@@ -147,6 +147,8 @@ def with_rows(
         task,
         train=ExampleRows(splits.train, tokenizer, bins),
         held=held_rows(splits, tokenizer, context),
+        held_total=len(splits.held_out) if splits.held_out else 0,
+        test=ExampleRows(splits.test, tokenizer, one_each(splits.test)) if splits.test else None,
         order=mixture.rows_at,
         rows_per_epoch=mixture.rows_per_epoch,
         tokens_per_epoch=int(splits.train.lengths.sum()),
@@ -157,6 +159,7 @@ def with_rows(
                 **task.described["identities"],
                 "data": splits.train.sha256[:16],
                 **({"held_out": splits.held_out.sha256[:16]} if splits.held_out else {}),
+                **({"test": splits.test.sha256[:16]} if splits.test else {}),
             },
         },
     )
@@ -178,6 +181,11 @@ def training_rows(rows: Prepared, config: SftConfig) -> tuple[list[list[int]], l
         sizes.append(len(found))
         start += size
     return bins, sizes
+
+
+def one_each(rows: Prepared) -> list[list[int]]:
+    """Every example as a row of its own."""
+    return [[example] for example in range(len(rows))]
 
 
 def held_rows(

@@ -23,7 +23,7 @@ from headway.models.attention import hidden_states, recompute
 from headway.models.backbone import backbone
 from headway.models.lm_loss import lm_row_sums, token_losses
 from headway.models.tuning import saved_model
-from headway.recipes.batching import Order, groups, rows_of_step
+from headway.recipes.batching import Order, groups, part_of, rows_of_step
 from headway.recipes.language_model import counts
 from headway.records import Evaluation, RowLoss
 
@@ -82,6 +82,11 @@ class TextTask:
     base_model: str
     train: TokenRows = field(default_factory=NoRows)
     held: TokenRows | None = None
+    """Those that are measured."""
+    held_total: int = 0
+    """Held-out rows there are; more than are measured where ``evaluate.max_rows`` is less."""
+    test: TokenRows | None = None
+    """Those that never choose anything."""
     order: Order = field(default=lambda positions: positions)
     rows_per_epoch: int = 0
     tokens_per_epoch: int = 0
@@ -99,6 +104,12 @@ class TextTask:
         if self.held is not None:
             mine = list(range(self.context.rank, len(self.held), self.context.ranks))
             yield from self._flat(self.held, mine, halvings)
+
+    def tested(self) -> TextTask | None:
+        """The same model over all test rows; None where there are none."""
+        if self.test is None:
+            return None
+        return replace(self, held=self.test, held_total=len(self.test))
 
     def _flat(
         self, source: TokenRows, rows: Sequence[int], halvings: int = 0
@@ -174,7 +185,7 @@ class TextTask:
             replace(row, shown={**self.held.shown(row.row), **self._shaded(row)})
             for row in evaluation.worst
         )
-        return replace(evaluation, worst=worst)
+        return replace(evaluation, worst=worst, of_rows=part_of(self.held_total, evaluation))
 
     def _shaded(self, row: RowLoss) -> dict[str, Any]:
         if self.tokenizer is None:

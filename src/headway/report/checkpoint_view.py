@@ -129,6 +129,7 @@ def _held_out(told: Timeline, step: int) -> dict[str, Any]:
     if here is not None:
         found |= {**here["metrics"], **here.get("baselines", {})}
         found |= {"rows": here.get("rows"), "weight": here.get("weight")}
+        found |= {"of_rows": here["of_rows"]} if here.get("of_rows") else {}
     if best is not None:
         found |= {
             "best_loss_so_far": held_out_loss(best),

@@ -9,20 +9,22 @@ from headway.report.page import table
 from headway.report.reliability import bins_of, calibration
 from headway.report.summary import best_evaluation
 from headway.report.timeline import Event, Timeline, measured
-from headway.report.words import count, duration, number
+from headway.report.words import count, duration, number, rows_in_words
 
 TABLE_ROWS = 30
 
 
-def evaluations(told: Timeline) -> str:
-    """The section: a row per evaluation; all figures of the newest where they are many."""
-    if not told.evaluations:
+def evaluations(told: Timeline, tested: Sequence[Event] = ()) -> str:
+    """The section: what was tested; a row per evaluation; the newest in full where it is much."""
+    parts = [_tested(evaluation) for evaluation in tested]
+    if told.evaluations:
+        newest = told.evaluations[-1]
+        parts += [_over_the_run(told), _in_full(newest)]
+        bins = bins_of(newest)
+        if bins:
+            parts.append(calibration(bins, newest["step"]))
+    if not parts:
         return ""
-    newest = told.evaluations[-1]
-    parts = [_over_the_run(told), _in_full(newest)]
-    bins = bins_of(newest)
-    if bins:
-        parts.append(calibration(bins, newest["step"]))
     return f"<section><h2>Evaluations</h2>{''.join(parts)}</section>"
 
 
@@ -36,7 +38,8 @@ def _over_the_run(told: Timeline) -> str:
     rows = []
     for evaluation in shown:
         values = {**evaluation.get("metrics", {}), **evaluation.get("baselines", {})}
-        cells = [count(evaluation["step"]), count(evaluation.get("rows"))]
+        cells = [count(evaluation["step"])]
+        cells += [rows_in_words(evaluation.get("rows"), evaluation.get("of_rows"))]
         cells += [count(evaluation.get("weight"))]
         cells += [number(measured(values.get(key))) for key in keys]
         cells += [duration(evaluation.get("seconds")), "best" if evaluation is best else ""]
@@ -47,6 +50,17 @@ def _over_the_run(told: Timeline) -> str:
         '<p class="note">On held-out rows. Weight counts the loss units (for text, supervised '
         f"tokens). A baseline is the same measurement of something trivial.{note}</p>"
         f"{table(head, rows)}"
+    )
+
+
+def _tested(evaluation: Event) -> str:
+    """All figures on test rows: the result to report."""
+    head, rows = grid(figures(evaluation))
+    return (
+        f'<h3 class="part">On the test rows, at step {count(evaluation["step"])}</h3>'
+        f'<p class="note">N = {count(evaluation.get("rows"))} rows, '
+        f"{count(evaluation.get('weight'))} loss units. These rows chose nothing: not the best "
+        f"checkpoint, not when to stop.</p>{table(head, [('', cells) for cells in rows])}"
     )
 
 

@@ -29,6 +29,8 @@ class Extras:
     """(what it does, command)."""
     checkpoints: Mapping[int, int] | None = None
     """Step -> bytes of the checkpoints on disk; None: not looked at."""
+    tested: Sequence[Event] = ()
+    """What was measured on test rows, by step."""
     written_at: datetime | None = None
 
 
@@ -47,7 +49,7 @@ def report_html(
     sections = (
         _header(summary, told),
         _curves(told, marks),
-        evaluations(told),
+        evaluations(told, extras.tested),
         worst_rows(told),
         appendix.attempts(told),
         appendix.checkpoints(told, extras.checkpoints),

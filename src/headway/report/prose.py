@@ -7,7 +7,15 @@ import math
 from headway.report.figures import figures
 from headway.report.summary import Summary, best_evaluation, held_out_loss
 from headway.report.timeline import Event, Timeline, measured
-from headway.report.words import count, duration, money, number, short_count, size
+from headway.report.words import (
+    count,
+    duration,
+    money,
+    number,
+    rows_in_words,
+    short_count,
+    size,
+)
 
 
 def lead(summary: Summary, told: Timeline) -> list[str]:
@@ -44,7 +52,8 @@ def _quality(summary: Summary, told: Timeline) -> str:
     start = held_out_loss(first)
     if first is not best and start is not None:
         text += f", from {number(start)} at step {count(first['step'])}"
-    text += f" (N = {count(best.get('rows'))} rows, {count(best.get('weight'))} loss units)."
+    rows = rows_in_words(best.get("rows"), best.get("of_rows"))
+    text += f" (N = {rows} rows, {count(best.get('weight'))} loss units)."
     for name, value in (best.get("baselines") or {}).items():
         if name.startswith("loss/"):
             text += f" Baseline “{name.removeprefix('loss/')}”: {number(measured(value))}."

@@ -28,6 +28,11 @@ def count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+def rows_in_words(rows: float | None, of_rows: float | None) -> str:
+    """``120``, or ``200 of 2,212`` where those are a part of more."""
+    return count(rows) if of_rows is None else f"{count(rows)} of {count(of_rows)}"
+
+
 def short_count(value: float | None) -> str:
     """A whole number: ``12,345`` up to a hundred thousand, then three digits: ``1.23 M``."""
     if value is None:

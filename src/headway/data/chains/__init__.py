@@ -1,7 +1,14 @@
 """Reasoning chains with a label for each step: PRM800K, REVEAL, eQASC, JSON Lines and tables."""
 
 from headway.data.chains.chain import Chain, pieces
-from headway.data.chains.load import ChainSplits, load_chains, read_chains, recognised
+from headway.data.chains.load import (
+    ChainSplits,
+    load_chains,
+    read_chains,
+    recognised,
+    refuse_leaks,
+    survey_chains,
+)
 from headway.data.chains.report import ChainReport, ChainTally, Labels, SplitTally
 from headway.data.chains.section import ChainColumns, ChainData, ChainSource
 
@@ -19,4 +26,6 @@ __all__ = [
     "pieces",
     "read_chains",
     "recognised",
+    "refuse_leaks",
+    "survey_chains",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain as joined
@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from headway.data.chains import eqasc, plain, prm800k, reveal
 from headway.data.chains.chain import Chain, Drop, Item, Note
 from headway.data.chains.report import (
+    LEAKED,
     ChainReport,
     ChainTally,
     SplitTally,
@@ -33,6 +34,8 @@ from headway.data.order import Mixture
 from headway.data.sources import Source, read_records
 from headway.errors import DataError
 
+Contents = dict[int, tuple[float | None, ...]]
+"""Hash of a chain's problem and steps -> the targets that it came with first."""
 _COUNTED_ROWS = 10_000
 _SHAPES = {
     "prm800k": "question: {problem: …}, label: {steps: [{completions: [{text, rating}], …}]}",
@@ -56,11 +59,12 @@ _USED_BY = {
 
 @dataclass(slots=True)
 class ChainSplits:
-    """Chains to train on, chains held out (or None), and what became of all that was read."""
+    """Chains of each split (held out, test: or None), and what became of all that was read."""
 
     train: list[Chain]
     """Those of one source stand together, in the order of the file."""
     held_out: list[Chain] | None
+    test: list[Chain] | None
     sizes: list[int]
     """Training chains of each source, in the order of the section."""
     report: ChainReport
@@ -73,22 +77,41 @@ def load_chains(
 
     ``target_range``: what a label may be, for the report; None: as the labels of a source have it.
     """
+    splits = survey_chains(data, seed=seed, target_range=target_range)
+    refuse_leaks(splits.report, data.max_leaked)
+    return splits
+
+
+def survey_chains(
+    data: ChainData, *, seed: int, target_range: tuple[float, float] | None = None
+) -> ChainSplits:
+    """As ``load_chains``, leaks counted and not refused: what ``headway data lint`` shows."""
     train_tallies, train = _read_all(data.train, to_train=True)
     held_tallies, held_out = _read_all(data.eval or (), to_train=False)
-    tallies = (*train_tallies, *held_tallies)
-    names = [tally.source for tally in train_tallies]
-    held_names = [tally.source for tally in held_tallies]
+    test_tallies, test = _read_all(data.test or (), to_train=False)
+    names, held_names, test_names = (
+        [tally.source for tally in tallies]
+        for tallies in (train_tallies, held_tallies, test_tallies)
+    )
     if data.eval_fraction is not None:
         train, held_out = _divided(train, data, seed)
         held_names = names
-    splits = _counted(train, names, held_out, held_names, target_range)
-    _refuse_leaks(splits, data.max_leaked)
+    sides = {
+        "train": (names, train),
+        "held-out": (held_names, held_out),
+        "test": (test_names, test),
+    }
     sizes = [len(chains) for chains in train]
     return ChainSplits(
         train=list(joined.from_iterable(train)),
         held_out=list(joined.from_iterable(held_out)) if held_out else None,
+        test=list(joined.from_iterable(test)) if test else None,
         sizes=sizes,
-        report=ChainReport(tallies, splits, _as_sampled(names, sizes, data.weights, seed)),
+        report=ChainReport(
+            (*train_tallies, *held_tallies, *test_tallies),
+            _counted(sides, target_range),
+            _as_sampled(names, sizes, data.weights, seed),
+        ),
     )
 
 
@@ -245,24 +268,24 @@ def _divided(
 
 
 def _counted(
-    train: list[list[Chain]],
-    names: list[str],
-    held_out: list[list[Chain]],
-    held_names: list[str],
+    sides: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Chain]]]],
     target_range: tuple[float, float] | None,
 ) -> tuple[SplitTally, ...]:
-    """The tallies of all sources, training first."""
-    trained: dict[int, tuple[float | None, ...]] = {}
-    held: dict[int, tuple[float | None, ...]] = {}
-    problems = {chain.group for chains in train for chain in chains}
-    tallies = [
-        _tally("train", name, chains, trained, set(), set(), target_range)
-        for name, chains in zip(names, train, strict=True)
-    ]
-    tallies += [
-        _tally("held-out", name, chains, held, trained.keys(), problems, target_range)
-        for name, chains in zip(held_names, held_out, strict=True)
-    ]
+    """The tallies of all sources, split by split: training, what chooses, then the test.
+
+    A content that an earlier split has is counted; ``sides``: names of the sources, their chains.
+    """
+    seen: dict[str, Contents] = {}
+    problems: set[str] = set()
+    tallies = []
+    for split, (names, sources) in sides.items():
+        mine: Contents = {}
+        for name, chains in zip(names, sources, strict=True):
+            counted = _tally(split, name, chains, mine, seen, problems, target_range)
+            tallies.append(counted)
+        seen[split] = mine
+        if split == "train":
+            problems = {chain.group for chains in sources for chain in chains}
     return tuple(tallies)
 
 
@@ -270,32 +293,34 @@ def _tally(
     split: str,
     name: str,
     chains: Sequence[Chain],
-    seen: dict[int, tuple[float | None, ...]],
-    trained: Set[int],
+    mine: Contents,
+    earlier: Mapping[str, Contents],
     problems: Set[str],
     target_range: tuple[float, float] | None,
 ) -> SplitTally:
-    """Count the chains of one source; ``seen`` holds the contents of its split so far, ``trained``
-    and ``problems`` the contents and the groups of the training chains."""
+    """Count the chains of one source; ``mine`` holds the contents of its split so far, ``earlier``
+    those of the splits before, ``problems`` the groups of the training chains."""
     counts: Counter[str] = Counter()
     first: dict[str, list[str]] = {}
     for chain in chains:
         content = _hash("\0".join((chain.problem, *chain.steps)))
         happened = []
-        if content in seen:
+        if content in mine:
             happened.append("seen before in this split")
-            if seen[content] != chain.targets:
+            if mine[content] != chain.targets:
                 happened.append("seen before with other targets")
-        if content in trained:
-            happened.append("also among the training chains")
+        happened += [LEAKED[other] for other, theirs in earlier.items() if content in theirs]
         if chain.group in problems:
             happened.append("of a problem that training chains have too")
-        seen.setdefault(content, chain.targets)
+        mine.setdefault(content, chain.targets)
         for what in happened:
             counts[what] += 1
             remember(first, what, chain.where)
     labels = labels_of([label for chain in chains for label in chain.labels], target_range)
     known = counts["of a problem that training chains have too"]
+    warnings = (
+        *warnings_of(name, split, labels), *known_problems(name, split, known, len(chains))
+    )  # fmt: skip
     return SplitTally(
         source=name,
         split=split,
@@ -304,23 +329,30 @@ def _tally(
         labels=labels,
         duplicates=counts["seen before in this split"],
         contradicting=counts["seen before with other targets"],
-        leaked=counts["also among the training chains"],
+        leaked=counts[LEAKED["train"]],
+        chosen_by=counts[LEAKED["held-out"]],
         known=known,
         first=first,
-        warnings=(*warnings_of(name, split, labels), *known_problems(name, known, len(chains))),
+        warnings=warnings,
     )
 
 
-def _refuse_leaks(splits: Sequence[SplitTally], max_leaked: float) -> None:
-    held = [split for split in splits if split.split == "held-out"]
-    leaked, chains = sum(s.leaked for s in held), sum(s.chains for s in held)
-    if leaked > max_leaked * chains:
-        places = [p for s in held for p in s.first.get("also among the training chains", [])]
-        raise DataError(
-            f"{leaked} of {chains} held-out chains ({100 * leaked / chains:.1f} %) are also among "
-            f"the training chains, and max_leaked allows {100 * max_leaked:g} %. First: "
-            f"{', '.join(places[:5])}. Remove them from one side, or raise max_leaked."
-        )
+def refuse_leaks(report: ChainReport, max_leaked: float) -> None:
+    """DataError when a larger share of a split is among the chains of one before it."""
+    for split in ("held-out", "test"):
+        mine = [tally for tally in report.splits if tally.split == split]
+        chains = sum(tally.chains for tally in mine)
+        for leaked, what in (
+            (sum(tally.leaked for tally in mine), LEAKED["train"]),
+            (sum(tally.chosen_by for tally in mine), LEAKED["held-out"]),
+        ):
+            if leaked > max_leaked * chains:
+                places = [place for tally in mine for place in tally.first.get(what, [])]
+                raise DataError(
+                    f"{leaked} of {chains} {split} chains ({100 * leaked / chains:.1f} %) are "
+                    f"{what}, and max_leaked allows {100 * max_leaked:g} %. First: "
+                    f"{', '.join(places[:5])}. Remove them from one side, or raise max_leaked."
+                )
 
 
 def _as_sampled(

@@ -13,6 +13,11 @@ from headway.data.chains.chain import Chain, Drop, Item
 
 _SHOWN = 5
 _BINS = 10
+LEAKED = {
+    "train": "also among the training chains",
+    "held-out": "also among the held-out chains, which choose the best checkpoint",
+}
+"""What is said of a chain that is in this split too, and must not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class SplitTally:
 
     source: str
     split: str
-    """``train`` or ``held-out``."""
+    """``train``, ``held-out`` (what chooses the best checkpoint) or ``test``."""
     chains: int
     steps: int
     """Of all chains, those without a target too."""
@@ -123,9 +128,11 @@ class SplitTally:
     contradicting: int = 0
     """Of those, how many have other targets: no model can be right about all of them."""
     leaked: int = 0
-    """Held-out chains whose problem and steps are among the training chains too."""
+    """Chains not trained on whose problem and steps are among the training chains too."""
+    chosen_by: int = 0
+    """Test chains whose problem and steps are among the held-out chains too: those choose."""
     known: int = 0
-    """Held-out chains, leaked or not, of a problem that training chains have too."""
+    """Chains not trained on, leaked or not, of a problem that training chains have too."""
     first: dict[str, list[str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -141,7 +148,8 @@ class SplitTally:
         for what, count in (
             ("seen before in this split", self.duplicates),
             ("seen before with other targets", self.contradicting),
-            ("also among the training chains", self.leaked),
+            (LEAKED["train"], self.leaked),
+            (LEAKED["held-out"], self.chosen_by),
             ("of a problem that training chains have too", self.known),
         ):
             if count:
@@ -149,12 +157,12 @@ class SplitTally:
         return shown + [f"  warning: {warning}" for warning in self.warnings]
 
 
-def known_problems(source: str, known: int, chains: int) -> tuple[str, ...]:
+def known_problems(source: str, split: str, known: int, chains: int) -> tuple[str, ...]:
     """What chains of training problems cannot measure, in words."""
     if not known:
         return ()
     return (
-        f"{known:,} of {chains:,} held-out chains of {source} are of a problem that training "
+        f"{known:,} of {chains:,} {split} chains of {source} are of a problem that training "
         "chains have too: on these, what is measured is not how new problems are judged",
     )
 

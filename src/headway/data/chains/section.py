@@ -126,6 +126,12 @@ class ChainData(BaseModel):
         min_length=1,
         description="Where held-out chains come from. Give this or eval_fraction, or neither.",
     )
+    test: ChainSources | None = Field(
+        None,
+        min_length=1,
+        description="Where chains come from that never choose anything: not the best checkpoint, "
+        "not when to stop. `headway evaluate RUN --split test` measures on them.",
+    )
     eval_fraction: float | None = Field(
         None,
         gt=0,
@@ -143,7 +149,8 @@ class ChainData(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="Refuse when a larger share of the held-out chains is among the training ones.",
+        description="Refuse when a larger share of the held-out chains is among the training ones, "
+        "or of the test chains among either.",
     )
 
     @model_validator(mode="after")
@@ -160,7 +167,7 @@ class ChainData(BaseModel):
         weighted = [source.weight is not None for source in self.train]
         if any(weighted) and not all(weighted):
             raise ValueError("give every training source a weight, or none")
-        if any(source.weight is not None for source in self.eval or ()):
+        if any(source.weight is not None for source in (*(self.eval or ()), *(self.test or ()))):
             raise ValueError("held-out chains are all used, so a weight on them would be ignored")
         return self
 
