@@ -22,10 +22,14 @@ ROOMS = {
     "report",
     "config",
     "evals",
+    "preflight",
 }
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
-RUN = {"run", "opening", "claim", "machine", "show", "summary", "api", "demo"}
+RUN = {
+    "run", "opening", "claim", "machine", "show", "summary", "api", "demo",
+    "checks", "checking", "devices", "doctor", "foreseen",
+}  # fmt: skip
 VIEWERS = {"viewing", "bucket", "uploading"}
 
 MAY_IMPORT: dict[str, set[str]] = {

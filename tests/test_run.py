@@ -31,7 +31,7 @@ from headway.errors import (
 from headway.evals import stale
 from headway.journal import read, read_events, timeline
 from headway.opening import opened
-from headway.records import Evaluation, Finding, StepReport, StopReason
+from headway.records import Check, Evaluation, Finding, StepReport, StopReason
 from headway.run import train as loop
 from headway.show import Quiet
 from toy import Cut, CutAt, assert_same_state, final_state, toy_config
@@ -246,7 +246,8 @@ def test_what_the_recipe_finds_is_said_and_a_blocker_is_refused(
     from toy_recipe import ToyRecipe
 
     finding = Finding(level="warning", name="labels", what="no negatives", fix="add some")
-    monkeypatch.setattr(ToyRecipe, "checks", lambda self, config: [finding])
+    check = Check("labels", lambda: [finding], quick=True)
+    monkeypatch.setattr(ToyRecipe, "checks", lambda self, config, context: [check])
     train(toy_config(tmp_path))
     [warning] = read_events(tmp_path / "run/journal.jsonl", {"warning"})
     assert warning["what"] == "labels: no negatives. add some"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from headway.checkpoint import CheckpointStore, Saver, verify
+from headway.checks import before_build, disk_check, passed
 from headway.claim import claimed, run_folder, same_run_there
 from headway.config import RunConfig, find_recipe, fingerprint
 from headway.cost import Meter, Price, process_age_seconds, spent
@@ -26,7 +27,7 @@ from headway.engine.optim import make_optimizer, trainable
 from headway.engine.schedule import Schedule, steps_of
 from headway.engine.state import TrainState, load_model, restore
 from headway.engine.steps import Plan
-from headway.engine.task import BuildContext, Recipe, Task
+from headway.engine.task import BuildContext, Task
 from headway.engine.world import World, joined
 from headway.errors import CheckpointError, ConfigError, HeadwayError
 from headway.journal import Journal, next_attempt, read_events
@@ -78,8 +79,11 @@ def opened(
         prepare_torch(config)
         recipe = find_recipe(config.recipe)
         notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
-        notes += [("warning", line) for line in consult(recipe, config)]
-        task = recipe.build(config.task, build_context(config, world))
+        context = build_context(config, world)
+        if world.leads:
+            notes += passed(before_build(config, folder))
+        notes += passed(recipe.checks(config.task, context))
+        task = recipe.build(config.task, context)
         refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
@@ -91,6 +95,8 @@ def opened(
         }
         found = restore_newest(state, store, facts, from_step, world, bucket)
         notes += [("quarantine", line) for line in found]
+        if world.leads:
+            notes += passed([disk_check(config, state, plan, store)])
         if config.run.warm_start and state.step == 0:
             notes.append(("warm_start", warm_started(state, config.run.warm_start, facts)))
         run = Run(
@@ -143,17 +149,6 @@ def last_words(journal: Journal | None, meter: Meter | None) -> Iterator[None]:
                 )
                 journal.flush()
         raise
-
-
-def consult(recipe: Recipe, config: RunConfig) -> list[str]:
-    """What the recipe has to say of this config; a blocker is a ConfigError."""
-    said = []
-    for finding in recipe.checks(config.task):
-        line = ". ".join(part for part in (finding.what, finding.why, finding.fix) if part)
-        if finding.level == "blocker":
-            raise ConfigError(f"{finding.name}: {line}")
-        said.append(f"{finding.name}: {line}")
-    return said
 
 
 def started_meter(config: RunConfig, folder: Path) -> Meter | None:
