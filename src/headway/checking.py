@@ -28,9 +28,10 @@ from headway.errors import CheckpointError, ConfigError, RunLocked
 from headway.foreseen import memory_findings, price_findings, run_seconds
 from headway.journal import read_events
 from headway.lock import holder
-from headway.machine import prepare_torch, versions
+from headway.machine import prepare_torch
 from headway.opening import (
     build_context,
+    facts_of,
     make_plan,
     optimizer_of,
     refuse_nothing_held_out,
@@ -117,12 +118,7 @@ class Inspection:
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
         told = task.facts()
-        facts = {
-            "fingerprint": fingerprint(config),
-            "identities": told.get("identities", {}),
-            "versions": versions(),
-        }
-        self.built = Built(task, state, plan, facts)
+        self.built = Built(task, state, plan, facts_of(config, task, self.world))
         yield note(
             "model",
             f"{told.get('model', config.recipe)}: {counted(told['trainable'])} of "
@@ -282,7 +278,7 @@ def newest_whole(
     checkpoints: list[Checkpoint],
 ) -> tuple[Checkpoint | None, list[tuple[Checkpoint, list[str]]]]:
     """The newest whose files have their sizes, and those after it with what is wrong."""
-    damaged = []
+    damaged: list[tuple[Checkpoint, list[str]]] = []
     for checkpoint in reversed(checkpoints):
         problems = verify(checkpoint, hashes=False)
         if not problems:

@@ -14,7 +14,7 @@ from headway.config import RunConfig
 from headway.devices import device_findings
 from headway.engine.state import TrainState, checkpoint_bytes
 from headway.engine.steps import Plan
-from headway.errors import ConfigError
+from headway.errors import ConfigError, StorageFull
 from headway.preflight import ask, prove_folder
 from headway.records import Check, Finding
 
@@ -61,7 +61,10 @@ def disk_check(config: RunConfig, state: TrainState, plan: Plan, store: Checkpoi
 def disk_findings(
     config: RunConfig, state: TrainState, plan: Plan, store: CheckpointStore
 ) -> Iterator[Finding]:
-    """Whether the checkpoints that will be there together fit, those that are there counted in."""
+    """Whether the checkpoints that will be there together fit, those that are there counted in.
+
+    Raises StorageFull where it is certain that they do not.
+    """
     size = checkpoint_bytes(state)
     here = store.checkpoints()
     place = next(path for path in (store.root, *store.root.parents) if path.exists())
@@ -70,15 +73,13 @@ def disk_findings(
     fit = len(here) + max(0, free_bytes) // max(1, size)
     room = f"{place} has room for {fit} checkpoints of {size / 1e6:.1f} MB"
     if fit < certain:
-        yield Finding(
-            level="blocker",
-            name="disk",
-            what=f"{room}, and {certain} will be there at a time "
-            f"(checkpoint.keep_last {config.checkpoint.keep_last}, and the one being written)",
-            why="from then on nothing is saved, and the run's last state would be lost",
-            fix="Free space, set run.root to a larger disk, or lower checkpoint.keep_last",
+        raise StorageFull(
+            f"{room} beside a reserve of {store.reserve_bytes / 1e6:.0f} MB, and {certain} will be "
+            f"there at a time (checkpoint.keep_last is {config.checkpoint.keep_last}, and one is "
+            "being written). From then on nothing would be saved, the run's last state neither. "
+            "Free space, set run.root to a larger disk, or lower checkpoint.keep_last"
         )
-    elif fit < at_most:
+    if fit < at_most:
         yield Finding(
             level="warning",
             name="disk",

@@ -80,19 +80,13 @@ def opened(
         recipe = find_recipe(config.recipe)
         notes = [("warning", f"changed since the last attempt: {line}") for line in changed]
         context = build_context(config, world)
-        if world.leads:
-            notes += passed(before_build(config, folder))
-        notes += passed(recipe.checks(config.task, context))
+        asked = before_build(config, folder) if world.leads else []
+        notes += passed([*asked, *recipe.checks(config.task, context)])
         task = recipe.build(config.task, context)
         refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
-        facts = {
-            "fingerprint": fingerprint(config),
-            "identities": task.facts().get("identities", {}),
-            "hardware": hardware(world),
-            "versions": versions(),
-        }
+        facts = facts_of(config, task, world)
         found = restore_newest(state, store, facts, from_step, world, bucket)
         notes += [("quarantine", line) for line in found]
         if world.leads:
@@ -163,6 +157,16 @@ def started_meter(config: RunConfig, folder: Path) -> Meter | None:
     )
     before = spent(read_events(folder / JOURNAL_FILE, {"step", "stop"}))
     return Meter(price, before, process_age_seconds())
+
+
+def facts_of(config: RunConfig, task: Task, world: World) -> dict[str, Any]:
+    """What every checkpoint's manifest says of the run, and a later attempt compares."""
+    return {
+        "fingerprint": fingerprint(config),
+        "identities": task.facts().get("identities", {}),
+        "hardware": hardware(world),
+        "versions": versions(),
+    }
 
 
 def refuse_nothing_held_out(config: RunConfig, task: Task) -> None:

@@ -96,9 +96,8 @@ def one_step(
 ) -> StepReport:
     """One step of the training loop on this batch instead of its own."""
     only = cast(Task, OneBatch(task, batch))
-    steps = train_steps(only, state, replace(plan, num_steps=state.step + 1), world)
-    with contextlib.closing(steps):
-        return next(steps)
+    [report] = train_steps(only, state, replace(plan, num_steps=state.step + 1), world)
+    return report
 
 
 class OneBatch:

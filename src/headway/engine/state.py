@@ -159,7 +159,7 @@ def checkpoint_bytes(state: TrainState) -> int:
     if moments:
         return model + sum(tensor.nbytes for tensor in moments.values())
     in_bytes = type(state.optimizer).__module__.startswith("bitsandbytes")  # a byte each
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    parameters: list[Tensor] = [p for g in state.optimizer.param_groups for p in g["params"]]
     return model + sum(2 * p.numel() * (1 if in_bytes else p.element_size()) for p in parameters)
 
 

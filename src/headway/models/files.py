@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from headway.errors import ConfigError, DataError, StorageFull
+from headway.errors import ConfigError, DataError, HeadwayError, StorageFull
 from headway.records import Finding
 
 LFS_MARK = b"version https://git-lfs"
@@ -145,7 +145,6 @@ def _in_package(name: str) -> Path:
 
 def _on_the_hub(name: str, revision: str | None) -> Iterator[Finding]:
     """What the hub says of the model to this user, or what the cache has of it."""
-    import httpx
     from huggingface_hub import errors
 
     cached = _cached(name, revision)
@@ -167,7 +166,9 @@ def _on_the_hub(name: str, revision: str | None) -> Iterator[Finding]:
         ) from None
     except errors.OfflineModeIsEnabled:
         yield _only_cached(name, cached, "HF_HUB_OFFLINE is set")
-    except (httpx.HTTPError, OSError) as error:  # the hub's own errors among them
+    except HeadwayError:
+        raise
+    except Exception as error:  # the client under the hub's library has changed before
         why = str(error).strip().split("\n")[0] or type(error).__name__
         yield _only_cached(name, cached, f"the hub does not answer ({why})")
     else:

@@ -69,7 +69,7 @@ def has_blocker(answers: Iterable[Answer]) -> bool:
 
 def tree(answers: Iterable[Answer]) -> dict[str, Any]:
     """The answers for JSON."""
-    told = [
+    told: list[dict[str, Any]] = [
         {
             "name": answer.name,
             "level": answer.level,
