@@ -36,9 +36,12 @@ from toy import Cut, CutAt, assert_same_state, final_state, toy_config
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 NAMES = {
-    "config", "run", "folder", "machine", "model files", "tokenizer", "data", "bucket", "model",
+    "config", "folder", "machine", "run", "model files", "tokenizer", "data", "bucket", "model",
     "resume", "disk", "rehearsal", "price",
 }  # fmt: skip
+
+
+BAD = {"blocker", "not asked"}
 
 
 @dataclass
@@ -97,10 +100,11 @@ def case(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 def test_a_config_that_works_is_told_so_by_every_check(case: Case) -> None:
     answers = case.answers()
     assert set(answers) == NAMES, "a new check needs a fault in FAULTS, and its name in NAMES"
-    assert {a.name: a.level for a in answers.values() if a.level not in ("ok", "warning")} == {}
+    quiet = {name: a.level for name, a in answers.items() if a.level not in ("ok", "note")}
+    assert quiet.keys() <= {"machine"}, quiet
     assert all(a.findings for a in answers.values()), "a check says what it found"
     text = "\n".join(f.what for f in answers["data"].findings)
-    assert "24" in text and "<|im_start|>user\nWhat is number" in text
+    assert "21 of 21 rows" in text and "<|im_start|>user\nWhat is number" in text
     assert "<|im_start|>assistant\n⟦red" in text and "<|im_end|>⟧" in text
     assert "$" in answers["price"].findings[-1].what
 
@@ -333,7 +337,7 @@ def test_every_recipe_brings_checks_of_these_names_and_passes_its_own(
 ) -> None:
     answers = check(RunConfig(**tree_of(recipe, tmp_path)))
     assert {a.name for a in answers} <= NAMES
-    assert {a.name: a.level for a in answers if a.level not in ("ok", "warning")} == {}
+    assert {a.name: a.level for a in answers if a.level in BAD} == {}
     if recipe != "toy":
         shown = "\n".join(f.what for a in answers if a.name == "data" for f in a.findings)
         assert "as the model reads it" in shown or "the first row" in shown
@@ -423,11 +427,15 @@ def test_a_gpu_without_bf16_or_with_a_neighbour_is_a_warning() -> None:
 # ------------------------------------------------------------------ nothing is changed
 
 
+PROBED = ".lock-.probe-"
+"""A bucket that is a folder keeps an empty lock of each object that was ever replaced in it."""
+
+
 def files_under(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
         for path in folder.rglob("*")
-        if path.is_file() and "cache" not in path.parts
+        if path.is_file() and "cache" not in path.parts and not path.name.startswith(PROBED)
     }
 
 
@@ -523,8 +531,10 @@ def test_the_size_of_a_checkpoint_is_foreseen_within_a_few_percent(
         measured = rehearse(run.task, run.state, run.plan, run.world, 4).checkpoint_bytes
         loop(run)
         real = run.store.checkpoints()[-1].bytes
-    assert measured == pytest.approx(real, rel=0.05, abs=6000)
-    assert foreseen == pytest.approx(real, rel=0.05, abs=6000)
+    headers = 20_000  # of a model this small they are a part of it
+    assert measured == pytest.approx(real, rel=0.02, abs=headers)
+    assert foreseen == pytest.approx(real, rel=0.02, abs=headers)
+    assert real > 3 * headers or case_name == "toy", "or a forgotten part would not be seen"
 
 
 @pytest.mark.parametrize(
@@ -691,7 +701,7 @@ def test_the_verb_tells_each_check_and_ends_with_0(written: Path) -> None:
     done = invoke(str(written))
     assert done.exit_code == 0, done.output
     told = [line.split()[1] for line in done.output.splitlines() if line.startswith("ok ")]
-    assert told[:3] == ["config", "run", "folder"]
+    assert told[:2] == ["config", "folder"]
     assert "nothing is in the way" in done.output.splitlines()[-1]
 
 

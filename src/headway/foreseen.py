@@ -90,7 +90,7 @@ def price_findings(
             fix="Raise cost.budget_usd",
         )
     elif needed > left:
-        reached = int(steps * left / needed)
+        reached = round(steps * left / needed)
         yield Finding(
             level="blocker",
             name="price",
