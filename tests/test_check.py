@@ -403,6 +403,15 @@ def test_a_gpu_that_torch_cannot_use_is_a_blocker_and_never_quietly_a_cpu() -> N
     assert finding.level == "blocker" and "too old" in finding.what and "13.0" in finding.fix
 
 
+def test_training_beside_a_gpu_that_torch_cannot_use_is_a_warning_that_goes_on() -> None:
+    seen = Torch(version="2.13.0+cpu", cuda_version=None, gpus=(), driver="580.1")
+    found = list(device_findings("auto", "fp32", seen, idle_gpu="warning"))
+    assert [f.level for f in found] == ["warning", "note"]
+    assert "while the GPU is paid for" in found[0].why and "CPU cores" in found[1].what
+    [finding] = device_findings("cuda", "fp32", seen, idle_gpu="warning")
+    assert finding.level == "blocker"
+
+
 @pytest.mark.parametrize(
     ("device", "hidden"), [("cpu", False), ("auto", True)], ids=["cpu asked for", "hidden"]
 )

@@ -159,6 +159,15 @@ def test_a_folder_that_was_there_stays_with_what_is_in_it(tmp_path: Path) -> Non
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["file"]
 
 
+def test_what_a_killed_check_left_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    for name, age in ((".preflight-old", 7200.0), (".preflight-now", 0.0)):
+        (tmp_path / name).mkdir()
+        then = (tmp_path / name).stat().st_mtime - age
+        os.utime(tmp_path / name, (then, then))
+    assert proved(tmp_path)[0].level == "note"
+    assert [p.name for p in tmp_path.iterdir()] == [".preflight-now"]
+
+
 def failing(number: int) -> Any:
     def fail(*_: Any) -> None:
         raise OSError(number, os.strerror(number), "there")

@@ -83,7 +83,7 @@ class Inspection:
             return
         config, folder = self.config, run_folder(self.config)
         recipe: Recipe = find_recipe(config.recipe)
-        yield from before_build(config, folder)
+        yield from before_build(config, folder, idle_gpu="blocker")
         yield Check("run", lambda: run_findings(config, folder, self.fresh), needs=("folder",))
         # Where the device cannot be used, data and tokenizer can be looked at all the same.
         self.world = world_of(config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from headway.checkpoint import CheckpointStore
 from headway.config import RunConfig
@@ -41,12 +42,19 @@ def passed(checks: Iterable[Check]) -> list[tuple[str, str]]:
     return notes
 
 
-def before_build(config: RunConfig, folder: Path) -> list[Check]:
-    """What can be asked before there is a model."""
-    section = config.hardware
+def before_build(
+    config: RunConfig, folder: Path, idle_gpu: Literal["blocker", "warning"] = "warning"
+) -> list[Check]:
+    """What can be asked before there is a model. Training on the CPU of a machine with a GPU is
+    said loudly and goes on: a laptop with a torch for CPUs is no mistake."""
+
+    def machine() -> Iterator[Finding]:
+        section = config.hardware
+        return device_findings(section.device, section.precision, idle_gpu=idle_gpu)
+
     return [
         Check("folder", lambda: prove_folder(folder), quick=True),
-        Check("machine", lambda: device_findings(section.device, section.precision), quick=True),
+        Check("machine", machine, quick=True),
     ]
 
 

@@ -12,8 +12,9 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -100,17 +101,28 @@ def driver_version(root: Path = ROOT) -> str | None:
 
 
 def device_findings(
-    device: str, precision: str, seen: Torch | None = None, root: Path = ROOT
+    device: str,
+    precision: str,
+    seen: Torch | None = None,
+    root: Path = ROOT,
+    idle_gpu: Literal["blocker", "warning"] = "blocker",
 ) -> Iterator[Finding]:
-    """Whether training can run where ``hardware.device`` says, and what there is of it."""
+    """Whether training can run where ``hardware.device`` says, and what there is of it.
+
+    ``idle_gpu``: what it is that ``auto`` would train on the CPU beside a GPU torch cannot use.
+    """
     seen = seen or seen_torch(root)
     if seen.gpus and device != "cpu":
         for gpu in seen.gpus[:1]:
             yield from gpu_findings(gpu, precision)
         return
-    if device == "cuda" or (device == "auto" and seen.driver and not seen.hidden):
-        yield _no_gpu(seen, asked=device == "cuda")
+    if device == "cuda":
+        yield _no_gpu(seen, asked=True)
         return
+    if device == "auto" and seen.driver and not seen.hidden:
+        yield replace(_no_gpu(seen, asked=False), level=idle_gpu)
+        if idle_gpu == "blocker":
+            return
     yield from cpu_findings(precision, cpu_has_bf16(), usable_cpus(root), usable_memory_bytes(root))
 
 

@@ -22,6 +22,9 @@ from pathlib import Path
 from headway.records import Finding
 from headway.system import fsync_directory
 
+TRIED = ".preflight-"
+LEFT_SECONDS = 3600.0
+"""What is older was left by a process that was killed."""
 SLOW_SYNC_SECONDS = 1.0
 LOCKED, FREE, FAILED = 3, 4, 5
 TRY_TO_LOCK = f"""
@@ -61,7 +64,8 @@ def prove_folder(folder: Path, disk: Disk | None = None) -> Iterator[Finding]:
     place = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=".preflight-", dir=folder))
+        _sweep(folder)
+        place = Path(tempfile.mkdtemp(prefix=TRIED, dir=folder))
         yield from _proved(place, disk or Disk())
     except OSError as error:
         yield _refused(folder, error)
@@ -125,6 +129,12 @@ def _proved(place: Path, disk: Disk) -> Iterator[Finding]:
         what=f"{folder}: writes, syncs ({1000 * seconds:.1f} ms), renames and locks; "
         f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} GB",
     )
+
+
+def _sweep(folder: Path) -> None:
+    for left in folder.glob(f"{TRIED}*"):
+        if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _refuses_to_overwrite(place: Path, taken: Path, disk: Disk) -> bool:
