@@ -24,12 +24,13 @@ ROOMS = {
     "config",
     "evals",
     "monitor",
+    "preflight",
 }
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {
     "run", "saving", "spending", "opening", "rollback", "claim", "machine", "show", "summary",
-    "api", "demo",
+    "api", "demo", "checks", "checking", "devices", "doctor", "foreseen",
 }  # fmt: skip
 VIEWERS = {"viewing", "results", "bucket", "copies", "joining", "uploading", "watching"}
 

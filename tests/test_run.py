@@ -31,7 +31,7 @@ from headway.errors import (
 from headway.evals import stale
 from headway.journal import read, read_events, timeline
 from headway.opening import opened
-from headway.records import Evaluation, Finding, StepReport, StopReason
+from headway.records import Check, Evaluation, Finding, StepReport, StopReason
 from headway.run import train as loop
 from headway.show import Quiet
 from toy import Cut, CutAt, assert_same_state, final_state, toy_config
@@ -249,7 +249,8 @@ def test_what_the_recipe_finds_is_said_and_a_blocker_is_refused(
     from toy_recipe import ToyRecipe
 
     finding = Finding(level="warning", name="labels", what="no negatives", fix="add some")
-    monkeypatch.setattr(ToyRecipe, "checks", lambda self, config: [finding])
+    check = Check("labels", lambda: [finding], quick=True)
+    monkeypatch.setattr(ToyRecipe, "checks", lambda self, config, context: [check])
     train(toy_config(tmp_path))
     [warning] = read_events(tmp_path / "run/journal.jsonl", {"warning"})
     assert warning["what"] == "labels: no negatives. add some"
@@ -389,20 +390,26 @@ def test_the_budget_stops_the_run_with_a_checkpoint_and_raising_it_goes_on(tmp_p
     assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "whole/run"))
 
 
+class FullDisk(Quiet):
+    """No byte is free while training is at one of these steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+        real, self.at = shutil.disk_usage, 0
+
+        def usage(path: Any) -> Any:
+            return real(path)._replace(free=0) if self.at in steps else real(path)
+
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+
+    def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+        self.at = report.step
+
+
 @pytest.mark.fault(10)
 def test_a_full_disk_costs_one_save_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:
-    import shutil
-
-    real, calls = shutil.disk_usage, []
-
-    def nearly_full(path: Any) -> Any:
-        calls.append(path)
-        return real(path) if len(calls) > 2 else type("Usage", (), {"free": 0})
-
-    monkeypatch.setattr("headway.checkpoint.store.shutil.disk_usage", nearly_full)
-    assert train(toy_config(tmp_path, evaluate=EVALUATE)) is StopReason.FINISHED
+    assert train(toy_config(tmp_path, evaluate=EVALUATE), show=FullDisk(monkeypatch, {1, 2}))
     skipped = read_events(tmp_path / "run/journal.jsonl", {"save_skipped"})
     assert [line["step"] for line in skipped] == [1, 2]
     assert_same_state(final_state(tmp_path / "run"), whole)
@@ -459,12 +466,20 @@ def test_evaluation_shows_n_and_baseline(tmp_path: Path) -> None:
 def test_a_stop_whose_last_save_fails_is_an_error_and_not_a_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = type("Usage", (), {"free": 0})
-    monkeypatch.setattr("headway.checkpoint.store.shutil.disk_usage", lambda path: full)
+    disk = FullDisk(monkeypatch, {1, 2, 3, 4, 5, 6})
     patience = {**EVALUATE, "early_stop": {"patience": 1, "min_delta": 9.0}}
     with pytest.raises(StorageFull) as caught:
-        train(toy_config(tmp_path, evaluate=patience, checkpoint={"every_steps": None}))
+        train(toy_config(tmp_path, evaluate=patience, checkpoint={"every_steps": None}), show=disk)
+    assert caught.value.exit_code == 77 and "at step 2" in str(caught.value)
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_said_before_step_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StorageFull, match=r"room for 0 checkpoints.*keep_last") as caught:
+        train(toy_config(tmp_path), show=FullDisk(monkeypatch, {0}))
     assert caught.value.exit_code == 77
+    assert not read_events(tmp_path / "run/journal.jsonl", {"step"})
 
 
 def test_fresh_gives_the_old_run_back_when_the_new_one_cannot_begin(tmp_path: Path) -> None:

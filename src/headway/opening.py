@@ -19,6 +19,7 @@ import torch
 
 from headway import rollback
 from headway.checkpoint import CheckpointStore, Saver, verify
+from headway.checks import before_build, disk_check, passed
 from headway.claim import claimed, run_folder, same_fingerprint, same_identities, same_run_there
 from headway.config import RunConfig, find_recipe
 from headway.cost import Meter
@@ -83,14 +84,14 @@ def opened(
         if world.leads:
             from_step = swept(store, events, from_step)
         prepare_torch(config)
-        recipe, task, warnings = built(config, world)
-        notes = [("warning", line) for line in (*changed, *warnings)]
+        recipe, task, notes = built(config, world, folder, changed)
         plan = make_plan(config, task)
         state = TrainState(task, optimizer_of(config, task))
         facts = facts_of(config, task, world)
         notes += restored(state, store, facts, from_step, world, bucket)
         state.left_out = sorted({*state.left_out, *rollback.left_out(events)})
         notes += warm_started(state, config.run.warm_start, facts)
+        notes += passed([disk_check(config, state, plan, store)] if world.leads else [])
         limits = limits_of(config, meter, events, store, state, billed_until)
         judge = own_monitor(config, folder, journal, task, plan, facts, show, bucket)
         monitor = stack.enter_context(judge)
@@ -109,13 +110,17 @@ def opened(
         yield run
 
 
-def built(config: RunConfig, world: World) -> tuple[Recipe, Task, list[str]]:
-    """The recipe, the task it makes of the config, and what it has to say of it."""
-    recipe = find_recipe(config.recipe)
-    warnings = consult(recipe, config)
-    task = recipe.build(config.task, build_context(config, world))
+def built(
+    config: RunConfig, world: World, folder: Path, changed: list[str]
+) -> tuple[Recipe, Task, list[tuple[str, str]]]:
+    """The recipe, the task it makes of the config, and what is to be said of both."""
+    recipe, context = find_recipe(config.recipe), build_context(config, world)
+    asked = before_build(config, folder) if world.leads else []
+    notes = [("warning", line) for line in changed]
+    notes += passed([*asked, *recipe.checks(config.task, context)])
+    task = recipe.build(config.task, context)
     refuse_nothing_held_out(config, task)
-    return recipe, task, warnings
+    return recipe, task, notes
 
 
 def own_bucket(
@@ -181,17 +186,6 @@ def last_words(journal: Journal | None, meter: Meter | None) -> Iterator[None]:
                 )
                 journal.flush()
         raise
-
-
-def consult(recipe: Recipe, config: RunConfig) -> list[str]:
-    """What the recipe has to say of this config; a blocker is a ConfigError."""
-    said = []
-    for finding in recipe.checks(config.task):
-        line = ". ".join(part for part in (finding.what, finding.why, finding.fix) if part)
-        if finding.level == "blocker":
-            raise ConfigError(f"{finding.name}: {line}")
-        said.append(f"{finding.name}: {line}")
-    return said
 
 
 def swept(

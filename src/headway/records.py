@@ -7,7 +7,7 @@ is one optimizer update, unless it was refused: then the weights are as before i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -101,6 +101,19 @@ class Finding:
     what: str
     why: str = ""
     fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question that is asked before money is spent, by whoever knows how to answer it."""
+
+    name: str
+    run: Callable[[], Iterable[Finding]]
+    """What is wrong is a finding or an exception; a HeadwayError is its own message."""
+    needs: tuple[str, ...] = ()
+    """Checks without whose answer this one cannot be asked: those that found no blocker."""
+    quick: bool = False
+    """Takes far less than a second and asks no network: ``headway train`` asks it too."""
 
 
 class StopReason(Enum):

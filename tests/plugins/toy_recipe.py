@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headway.data.order import rows_at
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import ConfigError, DataError
-from headway.records import Evaluation, Finding
+from headway.records import Check, Evaluation
 
 
 class ToyConfig(BaseModel):
@@ -89,6 +89,10 @@ class ToyTask:
         for row in mine[self.context.rank :: self.context.ranks]:
             yield self.microbatch([row])
 
+    def longest(self, rows: int) -> Microbatch:
+        most = [row for row in range(self.config.rows) if row % 3 == 2] or [0]  # three values
+        return self.microbatch([most[i % len(most)] for i in range(rows)])
+
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
         time.sleep(self.config.step_seconds)  # work, for tests that interrupt it
         wanted = inputs["y"]
@@ -124,7 +128,7 @@ class ToyRecipe:
             model.register_buffer("ballast", torch.randn(config.buffer_values))
         return ToyTask(config, context, model.to(context.device))
 
-    def checks(self, config: ToyConfig) -> list[Finding]:
+    def checks(self, config: ToyConfig, context: BuildContext) -> list[Check]:
         return []
 
     def measure(self, task: ToyTask, evaluation: Evaluation) -> Evaluation:

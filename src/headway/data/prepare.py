@@ -57,7 +57,7 @@ def prepare(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int, cache
             raise DataError(
                 f"{folder}: the rows just written cannot be read back; is the disk bad?"
             )
-    if splits.held_out is None and data.eval_fraction is not None:
+    if splits.held_out is None and data.eval_fraction is not None and len(splits.train):
         raise DataError(
             f"eval_fraction: {data.eval_fraction} of {len(splits.train)} rows holds out no row; "
             "raise it, or give eval:"
@@ -119,8 +119,10 @@ def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: 
     partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     tallies = _Tallies(data)
+    writers: dict[str, RowsWriter] = {}
     try:
-        writers = {split: RowsWriter(partial / split, len(tokenizer)) for split in SPLITS}
+        for split in SPLITS:
+            writers[split] = RowsWriter(partial / split, len(tokenizer))
         for split, source, example in _examples(data, tokenizer, max_tokens, seed, tallies):
             writers[split].add(example, source)
         writers["train"].finish(len(data.train))
@@ -137,6 +139,8 @@ def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: 
         if _opened(folder) is None:
             raise DataError(f"{folder}: prepared rows cannot be stored: {error}") from error
     finally:
+        for writer in writers.values():
+            writer.close()
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -77,6 +77,11 @@ class RowsWriter:
             text.flush()
             os.fsync(text.fileno())
 
+    def close(self) -> None:
+        """Let the files go, finished or not."""
+        for stream in self.files.values():
+            stream.close()
+
     def _append(self, name: str, values: Any) -> None:
         raw = np.asarray(values, dtype=self.kinds[name]).tobytes()
         self.files[name].write(raw)

@@ -164,6 +164,22 @@ def optimizer_state(state: TrainState) -> tuple[dict[str, dict[str, Any]], dict[
     return numbers, tensors
 
 
+def checkpoint_bytes(state: TrainState) -> int:
+    """Size of a checkpoint of this state: exact after a step; before it, two moments are foreseen.
+
+    File headers and the manifest, some kB, are not counted.
+    """
+    saved = state.task.saved()
+    tensors = [t for parts in saved.tensors.values() for t in parts.values()]
+    model = sum(t.nbytes for t in tensors) + sum(len(data) for data in saved.files.values())
+    _, moments = optimizer_state(state)
+    if moments:
+        return model + sum(tensor.nbytes for tensor in moments.values())
+    in_bytes = type(state.optimizer).__module__.startswith("bitsandbytes")  # a byte each
+    parameters: list[Tensor] = [p for g in state.optimizer.param_groups for p in g["params"]]
+    return model + sum(2 * p.numel() * (1 if in_bytes else p.element_size()) for p in parameters)
+
+
 # ------------------------------------------------------------------ restoring
 
 

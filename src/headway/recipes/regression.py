@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from headway.config import CLOSED
-from headway.data.chains import Chain, ChainData, load_chains
+from headway.data.chains import Chain, ChainData, ChainReport, load_chains
 from headway.data.order import Mixture
 from headway.engine.task import (
     BuildContext,
@@ -35,8 +35,8 @@ from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
 from headway.recipes import chain_survey
-from headway.recipes.batching import Order, drawn, groups, part_of, rows_of_step
-from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled
+from headway.recipes.batching import Order, drawn, groups, longest_rows, part_of, rows_of_step
+from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled, full_chains
 from headway.recipes.chain_view import (
     answered,
     asked,
@@ -45,10 +45,11 @@ from headway.recipes.chain_view import (
     scores_of,
     shown,
 )
+from headway.recipes.checks import chain_findings, pretrained_checks
 from headway.recipes.language_model import counts, load_model, untouched_base
 from headway.recipes.score_export import export_scorer, saved_scorer
 from headway.recipes.score_metrics import measure, reliability
-from headway.records import Evaluation, Finding
+from headway.records import Check, Evaluation, Finding
 
 
 class RegressionConfig(BaseModel):
@@ -170,6 +171,12 @@ class RegressionTask:
             return None
         return replace(self, held=self.test, context=replace(self.context, held_out_rows=None))
 
+    def longest(self, rows: int) -> Microbatch:
+        """The longest training rows together, or a made-up one where none were read."""
+        source = self.train or full_chains(self.text)
+        lengths = np.array([len(row.ids) for row in source.rows])
+        return source.microbatch(longest_rows(lengths, rows))
+
     def _cut(
         self, source: ChainRows, rows: Sequence[int], halvings: int = 0
     ) -> Iterator[Microbatch]:
@@ -238,9 +245,9 @@ class RegressionRecipe:
         )
         return with_chains(task) if context.data else task
 
-    def checks(self, config: RegressionConfig) -> list[Finding]:
-        """Nothing that the build does not refuse itself."""
-        return []
+    def checks(self, config: RegressionConfig, context: BuildContext) -> list[Check]:
+        """The model's files, its tokenizer, and the chains."""
+        return pretrained_checks(config, context, None, lambda: look_at_chains(config, context))
 
     def rows_as_read(self, config: RegressionConfig, cache: Path) -> Iterator[RowAsRead]:
         """Training chains as the model reads them, one after the other."""
@@ -309,16 +316,51 @@ def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def with_chains(task: RegressionTask) -> RegressionTask:
-    """The task with its rows of every split; the head starts at the mean label."""
-    config, context = task.config, task.context
+def look_at_chains(config: RegressionConfig, context: BuildContext) -> Iterator[Finding]:
+    """What preflight finds in the chains."""
+    tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+    tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
+    read = read_chains(config, chain_text(config, tokenizer), context)
+    return chain_findings(read.train, read.report, read.lines)
+
+
+@dataclass(frozen=True)
+class ReadChains:
+    """Chains as rows, in their order, and what became of them."""
+
+    train: ChainRows
+    held: ChainRows | None
+    test: ChainRows | None
+    mixture: Mixture
+    report: ChainReport
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        held = self.held.lines("held-out", "measured") if self.held else []
+        test = self.test.lines("test", "measured") if self.test else []
+        return [*self.report.lines(), *self.train.lines("train", "trained on"), *held, *test]
+
+
+def read_chains(config: RegressionConfig, text: ChainText, context: BuildContext) -> ReadChains:
+    """Raises DataError where chains cannot be read or nothing can be learned from a source."""
     splits = load_chains(config.data, seed=context.seed, target_range=config.target_range)
-    train = ChainRows(splits.train, task.text, splits.sizes)
-    held = ChainRows(splits.held_out, task.text) if splits.held_out else None
-    test = ChainRows(splits.test, task.text) if splits.test else None
+    train = ChainRows(splits.train, text, splits.sizes)
+    held = ChainRows(splits.held_out, text) if splits.held_out else None
+    test = ChainRows(splits.test, text) if splits.test else None
     chain_survey.refuse_empty(config.data, train)
     mixture = Mixture(train.sizes, config.data.weights, context.seed)
-    report = replace(splits.report, sampled=as_sampled(mixture, splits.report, config.data.weights))
+    sampled = as_sampled(mixture, splits.report, config.data.weights)
+    return ReadChains(train, held, test, mixture, replace(splits.report, sampled=sampled))
+
+
+def with_chains(task: RegressionTask) -> RegressionTask:
+    """The task with its training and held-out rows; the head starts at the mean label."""
+    config, context = task.config, task.context
+    read = read_chains(config, task.text, context)
+    train, held, test, mixture, report = (
+        read.train, read.held, read.test, read.mixture, read.report,
+    )  # fmt: skip
     low, high = config.target_range
     mean = train.mean_target([share for _, share in report.sampled])
     task.model.head.start_at(mean)
@@ -334,12 +376,7 @@ def with_chains(task: RegressionTask) -> RegressionTask:
         described={
             **task.described,
             "warnings": list(report.warnings),
-            "data": [
-                *report.lines(),
-                *train.lines("train", "trained on"),
-                *(held.lines("held-out", "measured") if held else ()),
-                *(test.lines("test", "measured") if test else ()),
-            ],
+            "data": read.lines,
             "identities": {
                 **task.described["identities"],
                 "data": train.sha256[:16],

@@ -6,12 +6,13 @@ Loss on the assistant's tokens, LoRA, QLoRA or all weights, rows without padding
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
@@ -26,11 +27,12 @@ from headway.engine.task import BuildContext
 from headway.models.hub import load_tokenizer
 from headway.models.tuning import Lora, Tuning
 from headway.recipes.batching import drawn
+from headway.recipes.checks import pretrained_checks, split_findings
 from headway.recipes.export import export_model
 from headway.recipes.generate import check, generate
 from headway.recipes.language_model import load_model, untouched_base
 from headway.recipes.text import TextTask, TokenRow, TokenRows
-from headway.records import Evaluation, Finding
+from headway.records import Check, Evaluation, Finding
 
 
 class SftConfig(BaseModel):
@@ -87,6 +89,11 @@ class ExampleRows:
             "reference": self.tokenizer.decode(ids[start:].tolist()),
         }
 
+    def lengths(self) -> NDArray[np.int64]:
+        """[rows] tokens of each row, its examples together."""
+        sizes = self.examples.lengths
+        return np.array([sizes[list(row)].sum() for row in self.bins], dtype=np.int64)
+
 
 class SftRecipe:
     """The recipe ``sft``."""
@@ -104,12 +111,14 @@ class SftRecipe:
             base_model=config.base_model,
             template=chosen_template(config.data.chat_template, tokenizer),
             described=described,
+            most_tokens=config.max_tokens,
         )
         return with_rows(task, config, context, tokenizer) if context.data else task
 
-    def checks(self, config: SftConfig) -> list[Finding]:
-        """Nothing that the build does not refuse itself."""
-        return []
+    def checks(self, config: SftConfig, context: BuildContext) -> list[Check]:
+        """The model's files, tokenizer and chat template, and the rows."""
+        template = config.data.chat_template
+        return pretrained_checks(config, context, template, lambda: look_at_rows(config, context))
 
     def measure(self, task: TextTask, evaluation: Evaluation) -> Evaluation:
         """Perplexity, and the worst rows as text with each token's loss."""
@@ -130,17 +139,30 @@ class SftRecipe:
         return export_model(task, untouched_base(config, task.context), to, format)
 
 
-def with_rows(
-    task: TextTask, config: SftConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
-) -> TextTask:
-    """The task with its training and held-out rows, in their order."""
-    splits = prepare(
+def look_at_rows(config: SftConfig, context: BuildContext) -> Iterator[Finding]:
+    """What preflight finds in the rows. They are prepared once: the build finds them ready."""
+    tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+    return split_findings(splits_of(config, tokenizer, context), tokenizer)
+
+
+def splits_of(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, context: BuildContext
+) -> Splits:
+    """The prepared rows. Raises DataError where they are not what the config allows."""
+    return prepare(
         config.data,
         tokenizer,
         max_tokens=config.max_tokens,
         seed=context.seed,
         cache=context.cache,
     )
+
+
+def with_rows(
+    task: TextTask, config: SftConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
+) -> TextTask:
+    """The task with its training and held-out rows, in their order."""
+    splits = splits_of(config, tokenizer, context)
     bins, sizes = training_rows(splits.train, config)
     mixture = Mixture(sizes, config.data.weights, context.seed)
     return replace(

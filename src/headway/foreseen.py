@@ -1,0 +1,110 @@
+"""What a whole run will take of memory, time and money, foreseen from its rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from headway.config import RunConfig
+from headway.cost import Meter
+from headway.engine.rehearsal import Rehearsal
+from headway.engine.steps import Plan
+from headway.engine.task import Task
+from headway.engine.world import World
+from headway.preflight.host import usable_memory_bytes
+from headway.records import Finding
+
+TIGHT_SHARE = 0.9
+"""Of a device's memory: beyond, what else needs some may end the run."""
+FORWARD_SHARE = 1 / 3
+"""Of a training step: what an evaluation of as many tokens takes. Backward is twice forward."""
+
+
+def memory_findings(found: Rehearsal, world: World) -> Iterator[Finding]:
+    """The rehearsal's peak against what there is."""
+    if world.device.type == "cuda":
+        total: int | None = torch.cuda.get_device_properties(world.device).total_memory
+        place = torch.cuda.get_device_name(world.device)
+    else:
+        total, place = usable_memory_bytes(), "this machine"
+    yield from memory_of(found, total, place)
+
+
+def memory_of(found: Rehearsal, total_bytes: int | None, place: str) -> Iterator[Finding]:
+    """``memory_findings`` where ``place`` has so much memory."""
+    share = found.peak_bytes / total_bytes if total_bytes else 0.0
+    what = (
+        f"a step on the longest rows ({found.rows} rows, {found.tokens:,} tokens at once) takes "
+        f"{found.peak_bytes / 1e9:.2f} GB"
+        + (f" of the {total_bytes / 1e9:.1f} GB of {place}" if total_bytes else "")
+    )
+    if share > TIGHT_SHARE:
+        yield Finding(
+            level="warning",
+            name="rehearsal",
+            what=what,
+            why="that is so near the limit that a save or an evaluation may go beyond it",
+            fix="Set hardware.microbatch_size lower, or activation_checkpointing: true",
+        )
+    else:
+        yield Finding(level="note", name="rehearsal", what=what)
+
+
+def run_seconds(
+    found: Rehearsal, config: RunConfig, task: Task, plan: Plan, step: int
+) -> tuple[float, float]:
+    """(training, evaluating) seconds from ``step`` to the horizon, by the tokens of each."""
+    token_seconds = found.step_seconds / max(1, found.step_tokens)
+    per_row = task.tokens_per_epoch / task.rows_per_epoch
+    training = (plan.num_steps - step) * config.train.batch_size * per_row * token_seconds
+    section = config.evaluate
+    if section is None:
+        return training, 0.0
+    times = plan.num_steps // section.every_steps - step // section.every_steps
+    times += bool(plan.num_steps % section.every_steps) + (section.at_start and step == 0)
+    held_tokens = sum(microbatch.tokens for microbatch in task.held_out())
+    return training, times * held_tokens * token_seconds * FORWARD_SHARE
+
+
+def price_findings(
+    seconds: float, steps: int, meter: Meter | None, budget_usd: float | None
+) -> Iterator[Finding]:
+    """The whole run in time and dollars, against what is left of the budget."""
+    duration = f"{steps:,} steps to go, about {spoken(seconds)}"
+    if meter is None:
+        yield Finding(level="note", name="price", what=f"{duration}; no price is given (cost)")
+        return
+    needed = meter.usd_for(seconds)
+    what = f"{duration}, ${needed:.2f} at ${meter.price.usd_per_hour:g} an hour"
+    if budget_usd is None:
+        yield Finding(level="note", name="price", what=what)
+        return
+    left = budget_usd - meter.spent_usd_before
+    if left <= 0:
+        yield Finding(
+            level="blocker",
+            name="price",
+            what=f"the budget of ${budget_usd:g} is spent (${meter.spent_usd_before:.2f})",
+            why="training would stop at once, with exit code 76",
+            fix="Raise cost.budget_usd",
+        )
+    elif needed > left:
+        reached = round(steps * left / needed)
+        yield Finding(
+            level="blocker",
+            name="price",
+            what=f"{what}, and ${left:.2f} of the budget of ${budget_usd:g} are left",
+            why=f"the run would stop after about {reached:,} steps, saved and unfinished",
+            fix="Raise cost.budget_usd, shorten train.horizon, or rent a cheaper GPU",
+        )
+    else:
+        yield Finding(level="note", name="price", what=f"{what}; ${left:.2f} may be spent")
+
+
+def spoken(seconds: float) -> str:
+    """95 -> ``1.6 minutes``."""
+    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
