@@ -124,8 +124,8 @@ NOT_BUILT = {
         66: "nothing looks for it yet",
     },
     "fit": {
-        20: "a save that finds no memory is void and said (`test_saver.py`); no smaller way is "
-        "tried",
+        20: "a save that finds no memory is void and said, and the next one is tried "
+        "(`test_run_faults.py`); no smaller way is",
         67: "nothing is tried smaller yet",
     },
     "track": {
@@ -134,10 +134,6 @@ NOT_BUILT = {
     },
     "preflight": {
         38: "`--supervise` as process 1 is tested (`test_supervise.py`); nothing warns of a shell",
-    },
-    "opening": {
-        44: "every attempt and manifest notes its versions; a difference is not said. A newer "
-        "format of the manifest is refused (24)",
     },
     "world": {
         70: "under torchrun only the time limit of a collective ends it; without, see 71",
@@ -163,8 +159,7 @@ REMARKS = {
     "the number of failures, and 77 comes at the end",
     11: "256 MiB are kept free instead of a ballast file; a journal that meets the end of the "
     "disk ends the attempt with 77 and cannot note it. Tracker files: see 75",
-    15: "suddenly: by injected errors at every mkdir and write of the store; a run ends with "
-    "the error, its last good save in place",
+    15: "a journal that cannot be written ends the attempt",
     18: "a second save waits for the first; the interval stays as configured",
     25: "a file too many is refused too, because a loader may pick it up",
     34: "no grace is configured: the save begins at once, and 36 is what is left without time",

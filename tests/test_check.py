@@ -259,7 +259,7 @@ def full(case: Case) -> None:
 
 
 def not_a_number(case: Case) -> None:
-    case.tree |= {"recipe": "toy", "task": {"nan_at_steps": 0}}
+    case.tree |= {"recipe": "toy", "task": {"nan_at_steps": [0]}}
 
 
 def too_little_money(case: Case) -> None:
@@ -507,7 +507,7 @@ def test_a_refused_rehearsal_is_undone_too(tmp_path: Path) -> None:
     from headway.errors import NonFiniteStep
 
     train(toy_config(tmp_path / "a"))
-    with opened(toy_config(tmp_path / "b", task={"nan_at_steps": 6})) as run:
+    with opened(toy_config(tmp_path / "b", task={"nan_at_steps": (6,)})) as run:
         before = {k: v.clone() for k, v in run.task.model.state_dict().items()}
         run.state.step = 6
         with pytest.raises(NonFiniteStep):

@@ -176,6 +176,16 @@ def test_other_tensors_than_the_models_are_refused_by_name(run: Path, change: st
     assert ("lm_head.weight" if change == "unknown" else names[0]) in said
 
 
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("junk", [None, b"", b"[]", b'{"step": 2}', b"[" * 100_000, b"\xff"])
+def test_counters_that_are_gone_or_none_are_refused(run: Path, junk: bytes | None) -> None:
+    if junk is None:
+        take_from_checkpoint(newest(run), "state.json")
+    else:
+        put_in_checkpoint(newest(run), "state.json", junk)
+    assert "state.json" in refused(run)
+
+
 # ------------------------------------------------------------------ a copy in the bucket
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +18,13 @@ from toy_recipe import ToyTask
 
 import headway.engine.steps as steps_module
 from headway.api import train
-from headway.checkpoint import CheckpointStore, Saver
+from headway.checkpoint import CheckpointStore, Saver, read_manifest
+from headway.checkpoint.manifest import manifest_bytes
 from headway.checkpoint.store import Partial
 from headway.cost import Meter
 from headway.errors import CheckpointError
 from headway.journal import read, read_events
+from headway.machine import versions as versions_here
 from headway.opening import opened
 from headway.records import StepReport, StopReason
 from headway.run import Run
@@ -76,7 +80,7 @@ def test_without_that_look_it_would_be_the_newest_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control."""
-    monkeypatch.setattr("headway.run.non_finite", lambda state: [])
+    monkeypatch.setattr("headway.saving.non_finite", lambda state: [])
     with pytest.raises(Exception, match="refused"):
         poisoned(tmp_path, float("nan"))
     assert steps_saved(tmp_path) == [1, 2, 3]
@@ -115,7 +119,7 @@ def test_a_clock_that_leaps_and_scrambled_file_times_change_nothing(
     }
     train(toy_config(tmp_path / "whole", **how))
     real = time.time
-    for module in ("journal", "checkpoint.store", "opening"):
+    for module in ("journal", "checkpoint.store", "spending"):
         monkeypatch.setattr(f"headway.{module}.datetime", Leaping)
     monkeypatch.setattr(time, "time", lambda: real() + Leaping.leap().total_seconds())
     config = toy_config(tmp_path, **how)
@@ -172,7 +176,8 @@ def cost_of_a_run(root: Path, budget_usd: float, patch: pytest.MonkeyPatch) -> f
     cost = {"usd_per_hour": 3600.0, "budget_usd": budget_usd}
     with opened(toy_config(root, cost=cost, train={"horizon": {"steps": 99}})) as run:
         assert run.meter is not None
-        run.meter = Meter(run.meter.price, clock=clock)
+        run.meter = meter = Meter(run.meter.price, clock=clock)
+        run.limits.spent_usd = lambda: meter.cost_usd
         assert loop(run) is StopReason.BUDGET
         assert run.meter.cost_usd == clock.now
         assert steps_saved(root)[-1] == run.state.step, "what was paid for is saved"
@@ -198,9 +203,96 @@ def test_without_the_reserve_for_that_save_the_budget_would_be_passed(
 ) -> None:
     """Negative control."""
 
-    def no_reserve(run: Run, step_seconds: float = 0.0) -> bool:
-        assert run.meter and run.config.cost and run.config.cost.budget_usd
-        return run.meter.cost_usd >= run.config.cost.budget_usd
+    def no_reserve(run: Run) -> StopReason | None:
+        return StopReason.BUDGET if run.limits.passed() else None
 
-    monkeypatch.setattr(Run, "over_budget", no_reserve)
+    monkeypatch.setattr(Run, "limit", no_reserve)
     assert cost_of_a_run(tmp_path, 60.0, monkeypatch) > 60.0
+
+
+# ------------------------------------------------------------------ a disk that fails, once
+
+
+@pytest.mark.fault(13, 15)
+@pytest.mark.parametrize("what", ["fsync EIO", "mkdir EROFS", "no memory"])
+def test_a_save_that_fails_is_said_and_the_next_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    train(toy_config(tmp_path / "whole"))
+    real, fired = Partial.write, []
+
+    def fails_once(partial: Partial, name: str, chunks: Any) -> Any:
+        if partial.step == 3 and not fired:
+            fired.append(name)
+            if what == "no memory":
+                raise MemoryError
+            number = errno.EIO if what == "fsync EIO" else errno.EROFS
+            call = what.split()[0]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, call, lambda *given: raised(number))
+                return real(partial, f"new/{name}", chunks)
+        return real(partial, name, chunks)
+
+    monkeypatch.setattr(Partial, "write", fails_once)
+    assert train(toy_config(tmp_path)) is StopReason.FINISHED
+    [skipped] = read_events(tmp_path / "run/journal.jsonl", {"save_skipped"})
+    assert skipped["step"] == 3 and fired
+    assert steps_saved(tmp_path) == [1, 2, 4, 5, 6]
+    assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "whole/run"))
+
+
+def raised(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def test_if_the_last_save_fails_the_attempt_does_not_say_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(partial: Partial, facts: Any) -> Any:
+        raise CheckpointError("the disk refused fsync: EIO")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "commit", broken)
+        with pytest.raises(CheckpointError, match="EIO"):
+            train(toy_config(tmp_path))
+    assert train(toy_config(tmp_path)) is StopReason.FINISHED
+
+
+# ------------------------------------------------------------------ other libraries, words
+
+
+@pytest.mark.fault(44)
+def test_another_version_of_a_library_is_said_and_noted_and_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Cut):
+        train(toy_config(tmp_path), show=CutAt(3))
+    folder = CheckpointStore(tmp_path / "run", attempt="t").checkpoints()[-1].path
+    manifest = read_manifest(folder)
+    versions = {**manifest.facts["versions"], "torch": "1.13.0"}
+    forged = replace(manifest, facts={**manifest.facts, "versions": versions})
+    (folder / "manifest.json").write_bytes(manifest_bytes(forged))
+    assert train(toy_config(tmp_path)) is StopReason.FINISHED
+    [warning] = read_events(tmp_path / "run/journal.jsonl", {"warning"})
+    assert f"torch 1.13.0 -> {versions_here()['torch']}" in warning["what"]
+    attempts = read_events(tmp_path / "run/journal.jsonl", {"attempt"})
+    assert all(attempt["versions"]["torch"] != "1.13.0" for attempt in attempts)
+
+
+@pytest.mark.fault(82)
+def test_neither_the_command_nor_the_last_words_repeat_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toy_recipe import ToyRecipe
+
+    def talks(recipe: Any, config: Any, context: Any) -> Any:
+        raise OSError("GET https://host/x?token=CANARY-CANARY: 401")
+
+    monkeypatch.setenv("HF_TOKEN", "CANARY-CANARY")
+    monkeypatch.setattr("sys.argv", ["train.py", "--token", "CANARY-CANARY"])
+    train(toy_config(tmp_path))
+    monkeypatch.setattr(ToyRecipe, "build", talks)
+    with pytest.raises(OSError, match="401"):
+        train(toy_config(tmp_path))
+    journal = (tmp_path / "run/journal.jsonl").read_text()
+    assert "CANARY" not in journal and "401" in journal and "--token" in journal

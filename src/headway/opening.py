@@ -39,6 +39,7 @@ from headway.show import Quiet, Show
 from headway.signals import Signals
 from headway.spending import USED, limits_of, rung_of, started_meter
 from headway.summary import summary
+from headway.upload.faults import scrubbed
 from headway.uploading import Uploading, uploading
 from headway.viewing import JOURNAL_FILE, open_run
 from headway.watching import Watching, watching
@@ -178,7 +179,7 @@ def last_words(journal: Journal | None, meter: Meter | None) -> Iterator[None]:
     except BaseException as error:
         if journal:
             own = isinstance(error, HeadwayError)
-            message = str(error) if own else f"{type(error).__name__}: {error}"
+            message = scrubbed(str(error) if own else f"{type(error).__name__}: {error}")
             cost_usd = meter.cost_usd if meter else None
             with contextlib.suppress(OSError, HeadwayError):
                 journal.append(
@@ -310,7 +311,17 @@ def restored(
     same_fingerprint(checkpoint.manifest.facts, facts, checkpoint.path)
     same_identities(checkpoint.manifest.facts.get("identities", {}), facts["identities"], step)
     restore(state, checkpoint.path)
-    return notes
+    other = other_versions(checkpoint.manifest.facts.get("versions", {}), facts["versions"])
+    return notes + [("warning", line) for line in other]
+
+
+def other_versions(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One line if a library is another than the checkpoint was made with; its bits may differ."""
+    other = [
+        f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)
+    ]
+    what = "since the checkpoint; the run goes on, its bits may differ from here on"
+    return [f"other versions ({', '.join(other)}) {what}"] if other else []
 
 
 def warm_started(
@@ -352,7 +363,7 @@ def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:
         restored_step=run.state.step,
         pid=os.getpid(),
         host=socket.gethostname(),
-        command=sys.argv,
+        command=[scrubbed(word) for word in sys.argv],
         hardware=run.facts["hardware"],
         versions=run.facts["versions"],
     )

@@ -242,7 +242,7 @@ class Run:
     # ------------------------------------------------------------- end
 
     def ended(self, stop: StopReason) -> StopReason:
-        """Write why this attempt ended. Raises StorageFull if its last state is not on disk."""
+        """Write why this attempt ended. Raises why its last state is not on disk, if so."""
         if self.journal:
             self.saves.settle(last=True)
             if self.bucket and stop is not StopReason.ROLL_BACK:

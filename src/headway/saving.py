@@ -1,6 +1,6 @@
 """Saves: a snapshot now, written beside the next steps, announced once it is committed.
 
-Then old ones are pruned, never what the bucket has not got yet. A full disk costs one save.
+Then old ones are pruned, never what the bucket has not got yet. A disk that fails costs one save.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from headway.checkpoint import Checkpoint, CheckpointStore, Retention, Saver
 from headway.config import Checkpoint as Section
 from headway.engine.state import Snapshot, TrainState, non_finite
-from headway.errors import CheckpointError, StorageFull
+from headway.errors import CheckpointError, HeadwayError, StorageFull
 from headway.journal import Journal
 from headway.limits import Limits
 from headway.show import Show
@@ -38,7 +38,7 @@ class Saving:
     """Of the newest save, whether it is committed yet or not."""
     scores: dict[int, float] = field(default_factory=dict)
     """Step -> held-out loss, for keeping the best."""
-    unsaved: StorageFull | None = None
+    unsaved: HeadwayError | None = None
     """Why the newest save was not made, until one is."""
     _at: float = field(default_factory=time.monotonic)
     _snapshot: Snapshot = field(default_factory=Snapshot)
@@ -76,7 +76,7 @@ class Saving:
                 {**facts, "stall_seconds": stall_seconds},
                 self._snapshot.size_bytes,
             )
-        except StorageFull as error:
+        except (StorageFull, CheckpointError) as error:
             self._could_not(step, error)
         self.step, self._at = step, time.monotonic()
 
@@ -89,7 +89,7 @@ class Saving:
             return
         try:
             committed = self.saver.collect(wait=last)
-        except StorageFull as error:
+        except (StorageFull, CheckpointError) as error:
             self._could_not(self.step, error)
             return
         for checkpoint in committed:
@@ -124,8 +124,8 @@ class Saving:
         journal.flush()
         self.show.say(f"saved {checkpoint.path.name} ({checkpoint.bytes / 1e6:.1f} MB)")
 
-    def _could_not(self, step: int, error: StorageFull) -> None:
-        """A full disk costs this save and nothing else, unless it was the attempt's last."""
+    def _could_not(self, step: int, error: HeadwayError) -> None:
+        """A disk that fails costs this save and no more, unless it was the attempt's last."""
         if self.journal:
             self.journal.append("save_skipped", step=step, why=str(error))
         self.show.say(f"NOT SAVED at step {step}: {error}")

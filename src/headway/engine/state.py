@@ -190,15 +190,21 @@ def restore(state: TrainState, checkpoint: Path) -> None:
     ever filled in silently; a missing optimizer state is an error too.
     """
     load_model(state.task, checkpoint / "model")
-    counters = json.loads((checkpoint / STATE_FILE).read_text())
-    _restore_optimizer(state, checkpoint / OPTIMIZER_FILE, counters["optimizer"])
-    state.step = int(counters["step"])
-    state.rows = int(counters["rows"])
-    state.tokens = int(counters["tokens"])
-    state.evaluations = [(int(step), float(loss)) for step, loss in counters["evaluations"]]
-    # Checkpoints of headway 0.1 before refusals were counted have neither.
-    state.refused = [int(step) for step in counters.get("refused", [])]
-    state.left_out = [(int(a), int(b)) for a, b in counters.get("left_out", [])]
+    path = checkpoint / STATE_FILE
+    try:
+        counters = json.loads(path.read_text())
+        numbers = dict(counters["optimizer"])
+        step, rows, tokens = (int(counters[key]) for key in ("step", "rows", "tokens"))
+        evaluations = [(int(at), float(loss)) for at, loss in counters["evaluations"]]
+        # Checkpoints of headway 0.1 before refusals were counted have neither.
+        refused = [int(at) for at in counters.get("refused", [])]
+        left_out = [(int(a), int(b)) for a, b in counters.get("left_out", [])]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a run's counters ({error!r})") from error
+    trained = step > len(refused)
+    _restore_optimizer(state, checkpoint / OPTIMIZER_FILE, numbers, trained)
+    state.step, state.rows, state.tokens, state.evaluations = step, rows, tokens, evaluations
+    state.refused, state.left_out = refused, left_out
 
 
 @torch.no_grad()
@@ -212,7 +218,9 @@ def load_model(task: Task, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _restore_optimizer(state: TrainState, path: Path, numbers: dict[str, dict[str, Any]]) -> None:
+def _restore_optimizer(
+    state: TrainState, path: Path, numbers: dict[str, dict[str, Any]], trained: bool
+) -> None:
     with _opened(path) as stored:
         keys = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     rebuilt: dict[str, dict[str, Any]] = {name: dict(values) for name, values in numbers.items()}
@@ -224,8 +232,6 @@ def _restore_optimizer(state: TrainState, path: Path, numbers: dict[str, dict[st
         # Counters (AdamW's step) stay where the optimizer keeps them: on the host unless fused on a
         # GPU.
         rebuilt.setdefault(name, {})[kind] = tensor.to(parameters[name].device)
-    counters = json.loads((path.parent / STATE_FILE).read_text())
-    trained = int(counters["step"]) > len(counters.get("refused", []))
     missing = [name for name in parameters if name not in rebuilt]
     if trained and missing:
         raise CheckpointError(
@@ -253,8 +259,8 @@ def _same_names(wanted: set[str], stored: set[str], path: Path) -> None:
     missing, extra = sorted(wanted - stored), sorted(stored - wanted)
     if missing or extra:
         raise CheckpointError(
-            f"{path} does not fit this model: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(extra)} unexpected {extra[:3]}. Was it saved with another task.tuning or model?"
+            f"{path} does not fit this model: {len(missing)} tensors missing {missing[:10]}, "
+            f"{len(extra)} unexpected {extra[:10]}. Was it saved with another task.tuning or model?"
         )
 
 
