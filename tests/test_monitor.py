@@ -105,6 +105,18 @@ def test_losses_distributed_exponentially_are_no_spikes_though_a_score_alone_say
 # ------------------------------------------------------------------ what is one
 
 
+def test_a_spike_is_seen_though_the_window_begins_with_the_first_steep_fall() -> None:
+    """It was missed in a real run: six times the loss at step 100, after a fall from 3 to 0.4."""
+    draw = random.Random(4)
+    steps = [report(n, 0.35 + 2.7 * math.exp(-n / 25) + draw.gauss(0, 0.02)) for n in range(1, 140)]
+    assert said(steps) == []
+    steps[99] = replace(steps[99], loss=2.4)
+    assert alerts(said(steps)) == [("loss_spike", 100)]
+    losses = [step.loss for step in steps[:99]]  # negative control: the losses themselves hide it
+    middle = sorted(losses)[49]
+    assert 2.4 - middle < 6 * (sorted(losses)[93] - middle)
+
+
 SPIKE = [*falling(1)[:299], *[replace(falling(1)[299], loss=9.0)], *falling(1)[300:]]
 PLANTED: dict[str, tuple[list[StepReport], int, int]] = {
     # kind: (steps, the step the fault begins at, the latest step at which it must be said)

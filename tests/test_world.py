@@ -204,6 +204,7 @@ def test_two_ranks_refuse_the_same_steps_and_roll_back_together(tmp_path: Path) 
         rolled = [(e["step"], e["back_to"]) for e in events if e["event"] == "rollback"]
         told.append((refused, rolled))
     assert told[0] == told[1] and told[0][1] == [(8, 4)]
+    assert all(len(why["rows"]) == 1 for _, why in told[0][0][:2])
     expected, found = final_state(tmp_path / "one/run"), final_state(tmp_path / "two/run")
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):

@@ -96,7 +96,7 @@ class Monitor(BaseModel):
     window_steps: Annotated[int, Field(ge=32, le=250)] = 128
     """Steps that a step's loss and gradient are compared with."""
     spike_score: float = Field(default=8.0, gt=0)
-    """Robust standard deviations above the window's median loss that are a spike."""
+    """Robust standard deviations that the loss must rise at once to be a spike."""
     throughput_share: float = Field(default=0.6, ge=0, lt=1)
     """Alert below this share of the attempt's own median tokens per second."""
     gpu_share: float = Field(default=0.5, ge=0, le=1)

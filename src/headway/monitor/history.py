@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from headway.records import StepReport
 
-KEPT_STEPS, BLOCK_STEPS = 256, 25
+KEPT_STEPS, BLOCK_STEPS, NEAR_STEPS = 256, 25, 8
 KEPT_BLOCKS, KEPT_GAUGES = 400, 240
 
 
@@ -59,6 +59,8 @@ class History:
     """Of the GPU, or of the machine where there is none."""
     steps: tuple[StepReport, ...] = ()
     """Oldest first."""
+    rises: tuple[float, ...] = ()
+    """How far each loss lies above the median of the NEAR_STEPS before it: the trend taken out."""
     blocks: tuple[Block, ...] = ()
     evaluations: tuple[tuple[int, float], ...] = ()
     """(step, held-out loss)."""
@@ -74,6 +76,10 @@ class History:
     def after(self, report: StepReport) -> History:
         """With one more step."""
         steps = (*self.steps[-KEPT_STEPS + 1 :], report)
+        before = [step.loss for step in steps[-NEAR_STEPS - 1 : -1]]
+        rises = self.rises
+        if len(before) == NEAR_STEPS:
+            rises = (*rises[-KEPT_STEPS + 1 :], report.loss - statistics.median(before))
         blocks, in_block = self.blocks, self.in_block + 1
         if in_block == BLOCK_STEPS:
             ended = block_of(
@@ -85,6 +91,7 @@ class History:
         return replace(
             self,
             steps=steps,
+            rises=rises,
             blocks=blocks,
             in_block=in_block,
             attempt_steps=self.attempt_steps + 1,

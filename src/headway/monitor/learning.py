@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 
 from headway.monitor.alerts import Alert
-from headway.monitor.history import BLOCK_STEPS, Block, History, spread
+from headway.monitor.history import BLOCK_STEPS, NEAR_STEPS, Block, History, spread
 from headway.monitor.limits import Limits
 from headway.records import StepReport
 
@@ -50,22 +50,26 @@ def non_finite(report: StepReport) -> Alert | None:
 
 
 def loss_spike(history: History, limits: Limits) -> Alert | None:
-    """The newest loss against the median and spread of the window before it."""
-    window = [step.loss for step in history.steps[-limits.window_steps - 1 : -1]]
+    """How far the newest loss rose above the steps just before it, against the window's rises.
+
+    Rises and not losses: in a window with the first steep fall in it, nothing would be high.
+    """
+    window = history.rises[-limits.window_steps - 1 : -1]
     if len(window) < LEAST_STEPS:
         return None
-    newest, middle = history.steps[-1].loss, statistics.median(window)
+    middle, newest = statistics.median(window), history.rises[-1]
     above = newest - middle
-    if above <= 0 or above <= TAIL * (percentile_95(window) - middle):
+    if newest <= 0 or above <= TAIL * (percentile_95(window) - middle):
         return None
-    score = above / max(spread(window), 1e-3 * abs(middle), 1e-300)
+    loss = history.steps[-1].loss
+    score = above / max(spread(window), 1e-3 * abs(loss - newest), 1e-300)
     if score < limits.spike_score:
         return None
     return Alert(
         kind="loss_spike",
         level="warning",
-        what=f"the loss jumped to {newest:.4g}; the median of the {len(window)} steps before is "
-        f"{middle:.4g} (robust score {score:.0f})",
+        what=f"the loss jumped to {loss:.4g}; the median of the {NEAR_STEPS} steps before is "
+        f"{loss - newest:.4g} (robust score {score:.0f} over {len(window)} steps)",
         why="a row unlike the others, or a learning rate at the edge of what the model bears",
         advice="look at the step's rows (headway data show); if it stays high, lower "
         "train.learning_rate, or go back and leave these rows out with monitor.on_spike: rollback",
