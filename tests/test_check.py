@@ -305,7 +305,7 @@ FAULTS: list[tuple[str, Callable[[Case], None], str]] = [
     ("resume", all_checkpoints_are_damaged, r"has no good checkpoint, and there was one"),
     ("resume", other_data_than_the_checkpoints, r"made with other inputs than are here now"),
     ("disk", full, r"room for 1 checkpoints of 31.5 MB.*4 will be there.*checkpoint.keep_last"),
-    ("rehearsal", not_a_number, r"step \d was refused: loss nan.*rows"),
+    ("rehearsal", not_a_number, r"a step on rows of this run gave loss nan.*rows"),
     ("price", too_little_money, r"\$0.01 of the budget of \$0.01 are left"),
     ("price", spent, r"the budget of \$50 is spent \(\$50.50\)"),
 ]  # fmt: skip

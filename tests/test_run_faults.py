@@ -81,9 +81,8 @@ def test_without_that_look_it_would_be_the_newest_checkpoint(
 ) -> None:
     """Negative control."""
     monkeypatch.setattr("headway.saving.non_finite", lambda state: [])
-    with pytest.raises(Exception, match="refused"):
-        poisoned(tmp_path, float("nan"))
-    assert steps_saved(tmp_path) == [1, 2, 3]
+    poisoned(tmp_path, float("nan"))
+    assert steps_saved(tmp_path)[:3] == [1, 2, 3]
     weights = final_state(tmp_path / "run")
     assert any(torch.isnan(t).any() for t in weights.values() if isinstance(t, torch.Tensor))
 
