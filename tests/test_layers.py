@@ -25,7 +25,7 @@ ROOMS = {
 }
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
-RUN = {"run", "opening", "claim", "machine", "show", "summary", "api", "demo"}
+RUN = {"run", "opening", "claim", "machine", "show", "summary", "api", "demo", "planning"}
 VIEWERS = {"viewing", "bucket", "uploading"}
 
 MAY_IMPORT: dict[str, set[str]] = {

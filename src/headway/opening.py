@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from headway.checkpoint import CheckpointStore, Saver, verify
 from headway.claim import claimed, run_folder, same_run_there
 from headway.config import RunConfig, find_recipe, fingerprint
-from headway.cost import Meter, Price, process_age_seconds, spent
+from headway.cost import Meter, price_of, process_age_seconds, spent
 from headway.engine.optim import make_optimizer, trainable
 from headway.engine.schedule import Schedule, steps_of
 from headway.engine.state import TrainState, load_model, restore
@@ -160,12 +159,7 @@ def started_meter(config: RunConfig, folder: Path) -> Meter | None:
     """A meter that goes on from what earlier attempts spent, or None without a price."""
     if config.cost is None:
         return None
-    price = Price(
-        usd_per_hour=config.cost.usd_per_hour,
-        gpu=config.cost.gpu or "this machine",
-        source="config",
-        date=datetime.now(UTC).date().isoformat(),
-    )
+    price = price_of(config.cost.gpu, config.cost.usd_per_hour, config.cost.prices)
     before = spent(read_events(folder / JOURNAL_FILE, {"step", "stop"}))
     return Meter(price, before, process_age_seconds())
 

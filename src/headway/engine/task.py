@@ -66,6 +66,14 @@ class Task(Protocol):
         """This rank's share of the held-out rows, always the same, in a fixed order."""
         ...
 
+    def longest(self, rows: int) -> Microbatch:
+        """``rows`` rows at once, as long as this run will see them: what needs the most memory.
+
+        The longest training rows, from the first again when there are fewer; where no rows were
+        read, made-up ones of the greatest length that the config allows, wholly supervised.
+        """
+        ...
+
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
         """Named sums over each row's loss units. Differentiable in ``loss``."""
         ...
@@ -75,7 +83,10 @@ class Task(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What a person should see before step 1: parameters, data counts, the mix as sampled."""
+        """What a person should see before step 1: parameters, data counts, the mix as sampled.
+
+        ``vocabulary``, where the loss makes logits: their width, which the plan counts apart.
+        """
         ...
 
 
@@ -109,6 +120,10 @@ class BuildContext:
     """Where prepared data and converted models may be kept between attempts."""
     data: bool = True
     """False where only the model is used (predict, export): read no rows."""
+    weights: bool = True
+    """False where only the model's shape is used (plan): build the architecture from its config,
+    and read or download no weights. ``build`` is then called within ``engine.fake.weightless``:
+    whatever it makes with torch has a shape and no numbers."""
 
 
 class Recipe(Protocol):

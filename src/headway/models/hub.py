@@ -49,10 +49,32 @@ def locate(name: str, cache: Path) -> str:
     return name
 
 
-def load_tokenizer(name: str, revision: str | None, cache: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model. Raises ConfigError when it cannot be loaded."""
-    with _explained(name):
-        return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision)
+def locate_config(name: str, cache: Path) -> tuple[str, dict[str, str]]:
+    """Where a model's config and tokenizer are, and what transformers must be told to read them.
+
+    Weights need not be there. Raises ConfigError: a package, folder or file that is not there.
+    """
+    path = _in_package(name) if name.startswith("package:") else Path(name).expanduser()
+    if path.suffix != ".gguf":
+        return (str(path) if path.is_dir() else locate(name, cache)), {}
+    folder = _unpacked_folder(path, cache)
+    if folder.exists():
+        return str(folder), {}
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def load_tokenizer(
+    name: str, revision: str | None, cache: Path, *, weights: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model. Raises ConfigError when it cannot be loaded.
+
+    Without ``weights`` it is read where it lies: a GGUF is not unpacked.
+    """
+    with explained(name):
+        if weights:
+            return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision)
+        place, options = locate_config(name, cache)
+        return AutoTokenizer.from_pretrained(place, revision=revision, **options)
 
 
 def load_causal_lm(
@@ -72,7 +94,7 @@ def load_causal_lm(
     if quantized:
         options["quantization_config"] = _nf4(dtype)
         options["device_map"] = {"": device}
-    with _explained(name):
+    with explained(name):
         model = AutoModelForCausalLM.from_pretrained(
             locate(name, cache), revision=revision, dtype=dtype, use_safetensors=True, **options
         )
@@ -132,16 +154,20 @@ def _in_package(name: str) -> Path:
     return path
 
 
-def _unpacked(gguf: Path, cache: Path) -> Path:
-    """The folder that holds the GGUF's model as fp32 safetensors, made now if it is not there."""
+def _unpacked_folder(gguf: Path, cache: Path) -> Path:
+    """Where the GGUF is unpacked to; named by its content."""
     if not gguf.exists():
         raise ConfigError(f"task.base_model: there is no file {gguf}")
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{gguf.name} needs the gguf package: pip install 'headway[gguf]'")
     found = hashlib.sha256()
     add_ends(found, gguf)
-    key = found.hexdigest()[:8]
-    folder = cache / "models" / f"{gguf.stem}-{key}"
+    return cache / "models" / f"{gguf.stem}-{found.hexdigest()[:8]}"
+
+
+def _unpacked(gguf: Path, cache: Path) -> Path:
+    """The folder that holds the GGUF's model as fp32 safetensors, made now if it is not there."""
+    folder = _unpacked_folder(gguf, cache)
     if folder.exists():
         return folder
     place, file = str(gguf.parent), gguf.name
@@ -186,7 +212,8 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
+    """What transformers raises for a model that cannot be loaded, as a ConfigError in our words."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # a person sees the run's own progress
     try:

@@ -68,6 +68,12 @@ def groups(
         yield group
 
 
+def longest_rows(lengths: NDArray[np.int64], rows: int) -> list[int]:
+    """Numbers of the ``rows`` longest, longest first; from the first again when there are fewer."""
+    order = np.argsort(-lengths, kind="stable")
+    return [int(row) for row in np.resize(order, rows)]
+
+
 def tokens_at_once(model: nn.Module, device: str) -> float:
     """Tokens that one forward and backward pass may take."""
     shape = base_model(model).config.get_text_config()

@@ -275,6 +275,25 @@ class ChainRows:
         )
 
 
+def full_chains(text: ChainText) -> ChainRows:
+    """One made-up row as long as a row may be, with a score at its end: for the plan."""
+    chains = ChainRows((), text)
+    tokens = text.max_tokens
+    chains.rows.append(
+        ChainRow(
+            ids=np.zeros(tokens, dtype=np.int32),
+            at=np.array([tokens - 1]),
+            targets=np.zeros(1, dtype=np.float32),
+            steps=np.zeros(1, dtype=np.int64),
+            lost=0,
+            dropped=0,
+        )
+    )
+    chains.chain_of.append(0)
+    chains.first_step.append(0)
+    return chains
+
+
 def as_sampled(
     mixture: Mixture, report: ChainReport, weights: Sequence[float] | None
 ) -> tuple[tuple[str, float], ...]:

@@ -14,6 +14,7 @@ from headway.data.tokenizers import identity
 from headway.engine.precision import weights_dtype
 from headway.engine.task import BuildContext
 from headway.errors import ConfigError
+from headway.models.architecture import empty_causal_lm
 from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import prove_backbone
 from headway.models.hub import load_causal_lm, load_tokenizer, weights_identity
@@ -58,7 +59,9 @@ def load_model(
         "adapted": adapted_modules(model),
         "identities": {
             "tokenizer": identity(tokenizer)[:16],
-            "base_model": weights_identity(config.base_model, config.revision, context.cache),
+            "base_model": weights_identity(config.base_model, config.revision, context.cache)
+            if context.weights
+            else "not read",
         },
     }
     if context.precision == "bf16" and config.tuning.kind != "full":
@@ -90,7 +93,8 @@ def load_base(
     """The model as downloaded, with rows for the special tokens."""
     # A 4-bit weight is unpacked to the type it was loaded in before every product.
     four_bits_in_bf16 = quantized and context.precision != "fp32"
-    base = load_causal_lm(
+    load = load_causal_lm if context.weights else empty_causal_lm
+    base = load(
         config.base_model,
         config.revision,
         context.cache,

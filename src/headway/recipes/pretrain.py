@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
@@ -131,6 +132,10 @@ class StreamRows:
         text = self.tokenizer.decode(self[row].targets.tolist()) if self.tokenizer else ""
         return {"where": f"token {start}", "prompt": "", "reference": text}
 
+    def lengths(self) -> NDArray[np.int64]:
+        """[rows] tokens of each window; only the last of the stream may be shorter."""
+        return np.full(len(self), self.length, dtype=np.int64)
+
     def _window(self, row: int) -> int:
         return row if self.chosen is None else int(self.chosen[row])
 
@@ -161,6 +166,7 @@ class PretrainRecipe:
             context=context,
             base_model=f"{config.model.family} {total / 1e6:.3g}M",
             described={"identities": {"tokenizer": identity(tokenizer)[:16]}},
+            most_tokens=config.sequence_tokens,
         )
         return with_streams(task, config, context) if context.data else task
 

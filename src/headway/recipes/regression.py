@@ -26,8 +26,8 @@ from headway.errors import DataError
 from headway.models.hub import load_tokenizer
 from headway.models.score import HeadShape, LossName, Scorer, score_loss
 from headway.models.tuning import Lora, Tuning
-from headway.recipes.batching import Order, drawn, groups, rows_of_step
-from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled
+from headway.recipes.batching import Order, drawn, groups, longest_rows, rows_of_step
+from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled, full_chains
 from headway.recipes.chain_view import (
     answered,
     asked,
@@ -154,6 +154,12 @@ class RegressionTask:
             mine = rows[self.context.rank :: self.context.ranks]
             yield from self._cut(self.held, mine.tolist())
 
+    def longest(self, rows: int) -> Microbatch:
+        """The longest training rows together, or a made-up one where none were read."""
+        source = self.train or full_chains(self.text)
+        lengths = np.array([len(row.ids) for row in source.rows])
+        return source.microbatch(longest_rows(lengths, rows))
+
     def _cut(self, source: ChainRows, rows: Sequence[int]) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
             return len(source.rows[row].ids)
@@ -204,7 +210,9 @@ class RegressionRecipe:
 
     def build(self, config: RegressionConfig, context: BuildContext) -> RegressionTask:
         """Tokenizer, model, head and rows. Raises ConfigError or DataError with what to do."""
-        tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+        tokenizer = load_tokenizer(
+            config.base_model, config.revision, context.cache, weights=context.weights
+        )
         language, described = load_model(config, context, tokenizer)
         torch.manual_seed(context.seed)
         task = RegressionTask(

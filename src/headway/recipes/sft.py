@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
@@ -87,6 +88,11 @@ class ExampleRows:
             "reference": self.tokenizer.decode(ids[start:].tolist()),
         }
 
+    def lengths(self) -> NDArray[np.int64]:
+        """[rows] tokens of each row, its examples together."""
+        sizes = self.examples.lengths
+        return np.array([sizes[list(row)].sum() for row in self.bins], dtype=np.int64)
+
 
 class SftRecipe:
     """The recipe ``sft``."""
@@ -95,7 +101,9 @@ class SftRecipe:
 
     def build(self, config: SftConfig, context: BuildContext) -> TextTask:
         """Tokenizer, model and rows. Raises ConfigError or DataError with what to do."""
-        tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+        tokenizer = load_tokenizer(
+            config.base_model, config.revision, context.cache, weights=context.weights
+        )
         model, described = load_model(config, context, tokenizer)
         task = TextTask(
             model=model,
@@ -104,6 +112,7 @@ class SftRecipe:
             base_model=config.base_model,
             template=chosen_template(config.data.chat_template, tokenizer),
             described=described,
+            most_tokens=config.max_tokens,
         )
         return with_rows(task, config, context, tokenizer) if context.data else task
 

@@ -23,7 +23,7 @@ from headway.models.attention import hidden_states
 from headway.models.backbone import backbone
 from headway.models.lm_loss import lm_row_sums, token_losses
 from headway.models.tuning import saved_model
-from headway.recipes.batching import Order, groups, rows_of_step
+from headway.recipes.batching import Order, groups, longest_rows, rows_of_step
 from headway.recipes.language_model import counts
 from headway.records import Evaluation, RowLoss
 
@@ -57,6 +57,10 @@ class TokenRows(Protocol):
         """What a person should see of the row: ``where``, ``prompt``, ``reference`` …"""
         ...
 
+    def lengths(self) -> NDArray[np.int64]:
+        """[rows] tokens of each row."""
+        ...
+
 
 class NoRows:
     """Where only the model is used."""
@@ -70,6 +74,33 @@ class NoRows:
     def shown(self, row: int) -> dict[str, Any]:
         """There is nothing to show."""
         return {}
+
+    def lengths(self) -> NDArray[np.int64]:
+        """There is nothing to measure."""
+        return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class FullRows:
+    """Made-up rows of one length, each token supervised but the first: the most a row can be."""
+
+    tokens: int
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, row: int) -> TokenRow:
+        ids = np.zeros(self.tokens, dtype=np.int64)
+        at = np.arange(self.tokens - 1)
+        return TokenRow(ids=ids, ends=(self.tokens,), at=at, targets=ids[1:])
+
+    def shown(self, row: int) -> dict[str, Any]:
+        """There is nothing to show."""
+        return {}
+
+    def lengths(self) -> NDArray[np.int64]:
+        """One row."""
+        return np.array([self.tokens])
 
 
 @dataclass
@@ -89,6 +120,8 @@ class TextTask:
     template: str | None = None
     """The chat template that rows were written with; None where they were plain text."""
     saves_tokenizer: bool = True
+    most_tokens: int = 0
+    """The longest that a row may be: what ``longest`` makes up where no rows were read."""
 
     def batch_at(self, step: int) -> list[Microbatch]:
         """This rank's share of the batch after ``step``: a pure function."""
@@ -99,6 +132,11 @@ class TextTask:
         if self.held is not None:
             mine = list(range(self.context.rank, len(self.held), self.context.ranks))
             yield from self._flat(self.held, mine)
+
+    def longest(self, rows: int) -> Microbatch:
+        """The longest training rows together, or made-up ones where none were read."""
+        source = self.train if len(self.train) else FullRows(self.most_tokens)
+        return flatten(source, longest_rows(source.lengths(), rows))
 
     def _flat(self, source: TokenRows, rows: Sequence[int]) -> Iterator[Microbatch]:
         def length_of(row: int) -> int:
@@ -134,7 +172,8 @@ class TextTask:
 
     def facts(self) -> dict[str, Any]:
         """Counts of parameters and data, and the identities that must not change within a run."""
-        return {**counts(self.model), **self.described}
+        vocabulary = backbone(self.model).head.weight.shape[0]
+        return {**counts(self.model), "vocabulary": vocabulary, **self.described}
 
     # ---------------------------------------------------------------- looking at rows
 
