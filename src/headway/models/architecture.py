@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headway.models.hub import explained, locate_config
 
+UNEVEN = ("first_k_dense_replace", "mlp_only_layers", "no_rope_layers", "layers_block_type")
+"""Config keys of families whose layers are not all alike."""
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale in NF4, and scales that share one in its double quantisation
 (arXiv:2305.14314, section 3)."""
@@ -30,16 +32,38 @@ def empty_causal_lm(
     dtype: torch.dtype,
     device: torch.device,
     quantized: bool = False,
+    layers: int | None = None,
 ) -> PreTrainedModel:
-    """``hub.load_causal_lm`` without weights: only ``config.json`` is read, or fetched."""
+    """``hub.load_causal_lm`` without weights: only ``config.json`` is read, or fetched.
+
+    ``layers``: only so many, where all are alike; the model's ``all_layers`` says how many there
+    should be, None where they are all there.
+    """
     with explained(name):
         place, options = locate_config(name, cache)
         config = AutoConfig.from_pretrained(place, revision=revision, **options)
+        cut = shallow(config, layers)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.all_layers = cut
     model.to(device)
     if quantized:
         quantize_shapes(model, dtype)
     return model
+
+
+def shallow(config: Any, layers: int | None) -> int | None:
+    """Cut the config down to ``layers``; how many it had. None: left as it is, its layers differ or
+    are few."""
+    text = config.get_text_config()
+    total = int(getattr(text, "num_hidden_layers", 0) or 0)
+    kinds = getattr(text, "layer_types", None) or ()
+    odd = any(getattr(text, name, None) for name in UNEVEN)
+    if layers is None or total <= layers or len(set(kinds)) > 1 or odd:
+        return None
+    text.num_hidden_layers = layers
+    if kinds:
+        text.layer_types = list(kinds)[:layers]
+    return total
 
 
 def quantize_shapes(model: Any, dtype: torch.dtype) -> int:

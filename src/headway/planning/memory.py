@@ -1,10 +1,12 @@
 """The memory of a run's step, for each way of doing it: rows at once, recomputed or not, 4 bits.
 
-One way is one trace of the real model; the ladder of rows is traced, not extrapolated.
+Each is traced with the run's own code: every rung of the ladder of rows, and of the layers, where all
+are alike, as many as it takes to know what one more adds (``engine.fit.depth``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 from pydantic import BaseModel
 
 from headway.config import RunConfig, find_recipe
-from headway.engine.fit import Footprint, Held, footprint, held
-from headway.engine.task import BuildContext, Task
+from headway.engine.fit import SHALLOW, Footprint, Held, at_depth, footprint, held
+from headway.engine.task import BuildContext, Microbatch, Task
 from headway.engine.world import World
 from headway.opening import build_context, optimizer_of
 
@@ -75,40 +77,71 @@ def traced(
     *,
     below_bytes: float = float("inf"),
     changed: bool = False,
+    whole: bool = False,
 ) -> tuple[Way, Task]:
     """The step's memory at each of ``rows``, up to the first that needs more than ``below_bytes``.
 
+    ``whole``: trace every layer, also where all are alike and two shallow models say the same.
     To be called within ``weightless``.
     """
-    task = built(config, context)
-    optimizer = optimizer_of(config, task) if config.train.optimizer == "adamw" else None
-    there = held(task, optimizer, max_grad_norm=config.train.max_grad_norm)
+    low, high = SHALLOW
+    shallow = Traced.of(config, replace(context, layers=None if whole else high))
+    layers = shallow.task.facts().get("layers") or 0
+    pair = None
+    if not whole and layers > high:
+        pair = Traced.of(config, replace(context, layers=low))
     steps: list[Footprint] = []
     for count in rows:
-        found = footprint(task, task.longest(count), there, precision=context.precision)
-        steps.append(found)
-        if found.peak_bytes > below_bytes:
+        steps.append(step_of(shallow, pair, layers, lambda task, n=count: task.longest(n)))  # type: ignore[misc]
+        if steps[-1].peak_bytes > below_bytes:
             break
     way = Way(
         recompute=context.activation_checkpointing,
         tuning=tuning_of(config),
         changed=changed,
-        held=there,
+        held=steps[0].held,
         steps=tuple(steps),
-        flops_per_token=flops_per_token(task, there, steps, context),
+        flops_per_token=flops_per_token(shallow, pair, layers, steps),
     )
-    return way, task
+    return way, shallow.task
 
 
-def flops_per_token(
-    task: Task, there: Held, steps: list[Footprint], context: BuildContext
-) -> float:
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A task without weights, and what it holds."""
+
+    task: Task
+    held: Held
+    precision: str
+    read: bool
+
+    @classmethod
+    def of(cls, config: RunConfig, context: BuildContext) -> Traced:
+        """Built now."""
+        task = built(config, context)
+        optimizer = optimizer_of(config, task) if config.train.optimizer == "adamw" else None
+        there = held(task, optimizer, max_grad_norm=config.train.max_grad_norm)
+        return cls(task, there, context.precision, context.data and task.rows_per_epoch > 0)
+
+    def at(self, microbatch: Microbatch) -> Footprint:
+        """The footprint of this microbatch."""
+        return footprint(self.task, microbatch, self.held, precision=self.precision)
+
+
+def step_of(
+    one: Traced, pair: Traced | None, layers: int, batch: Callable[[Task], Microbatch]
+) -> Footprint:
+    """The footprint of a microbatch in the whole model."""
+    found = one.at(batch(one.task))
+    return found if pair is None else at_depth(layers, pair.at(batch(pair.task)), found)
+
+
+def flops_per_token(one: Traced, pair: Traced | None, layers: int, steps: list[Footprint]) -> float:
     """Of the first batch as the run will see it; of the longest row where no rows were read."""
-    if not context.data or not task.rows_per_epoch:
+    if not one.read:
         return steps[0].flops / steps[0].tokens
-    batch = task.batch_at(0)[:4]
-    found = [footprint(task, m, there, precision=context.precision) for m in batch]
-    return sum(f.flops for f in found) / sum(f.tokens for f in found)
+    found = step_of(one, pair, layers, lambda task: task.batch_at(0)[0])
+    return found.flops / found.tokens
 
 
 def tuning_of(config: RunConfig) -> str | None:

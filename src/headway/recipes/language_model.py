@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +65,8 @@ def load_model(
             else "not read",
         },
     }
+    if getattr(base, "all_layers", None):
+        facts["layers"] = base.all_layers
     if context.precision == "bf16" and config.tuning.kind != "full":
         store_frozen_in_bf16(model)
     fuse_lora(model)
@@ -93,7 +96,9 @@ def load_base(
     """The model as downloaded, with rows for the special tokens."""
     # A 4-bit weight is unpacked to the type it was loaded in before every product.
     four_bits_in_bf16 = quantized and context.precision != "fp32"
-    load = load_causal_lm if context.weights else empty_causal_lm
+    load: Any = load_causal_lm
+    if not context.weights:
+        load = partial(empty_causal_lm, layers=context.layers)
     base = load(
         config.base_model,
         config.revision,

@@ -5,6 +5,7 @@ a task of the real model; ``held`` and ``footprint`` run its step and count.
 """
 
 from headway.engine.fit.counting import Counted, bytes_of
+from headway.engine.fit.depth import SHALLOW, at_depth
 from headway.engine.fit.footprint import Footprint, Held, footprint, held
 
-__all__ = ["Counted", "Footprint", "Held", "bytes_of", "footprint", "held"]
+__all__ = ["SHALLOW", "Counted", "Footprint", "Held", "at_depth", "bytes_of", "footprint", "held"]

@@ -43,7 +43,7 @@ def _flops_cpu_attention_backward(
     grad: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any
 ) -> int:
     batch, heads, tokens, width = query.shape
-    causal = True in rest
+    causal = any(each is True for each in rest)
     done = 2 * batch * heads * tokens * key.shape[2] * (3 * width + 2 * value.shape[3])
     return int(done // 2 if causal else done)
 
@@ -66,6 +66,8 @@ class Counted(TorchDispatchMode):
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
+        self.timeline: list[int] = []
+        """At most alive during each operation, in order."""
         self.watched_bytes = 0
         """At most alive of the tables that are counted apart."""
         self.flops = 0
@@ -87,9 +89,7 @@ class Counted(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func._schema.name
-        if name in HIDDEN_BYTES:
-            hidden = HIDDEN_BYTES[name](*args, **kwargs)
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes + hidden)
+        hidden = HIDDEN_BYTES[name](*args, **kwargs) if name in HIDDEN_BYTES else 0
         if name in OWN_FLOPS:
             self.flops += OWN_FLOPS[name](*args, **kwargs)
         elif func._overloadpacket in flop_registry:
@@ -98,6 +98,8 @@ class Counted(TorchDispatchMode):
         for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor, watch=True)
+        self.timeline.append(self.live_bytes + hidden)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes + hidden)
         return out
 
     def _see(self, tensor: Tensor, *, watch: bool) -> None:

@@ -7,9 +7,9 @@ state and gradients are there when the microbatch begins, and its activations co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,10 @@ class Footprint:
     """At most alive of the logits and what is computed from them."""
     flops: int
     """Floating point operations of this microbatch, recomputation counted."""
+    forward: Sequence[int] = field(default=(), repr=False, compare=False)
+    """Alive on top of what is held during each operation of forward and loss, in order."""
+    backward: Sequence[int] = field(default=(), repr=False, compare=False)
+    """The same in backward."""
 
     @property
     def peak_bytes(self) -> int:
@@ -124,15 +128,19 @@ def footprint(task: Task, microbatch: Microbatch, held: Held, *, precision: str)
             }
             with autocast(precision, device):
                 sums = task.loss(model, inputs)
+            forward = len(counted.timeline)
             (sums["loss"].sum() * (1.0 / max(1.0, microbatch.weight))).backward()
             del sums, inputs
+    timeline = [alive - start for alive in counted.timeline]
     return Footprint(
         rows=len(microbatch.rows),
         tokens=microbatch.tokens,
         held=held,
-        activation_bytes=counted.peak_bytes - start,
+        activation_bytes=max(timeline),
         logits_bytes=counted.watched_bytes,
         flops=counted.flops,
+        forward=timeline[:forward],
+        backward=timeline[forward:],
     )
 
 
