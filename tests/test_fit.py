@@ -105,11 +105,11 @@ def test_two_shallow_models_say_what_every_layer_traced_says(tmp_path, tuning, r
 
 def test_a_straight_line_through_the_peaks_alone_would_be_wrong():
     """Negative control: at two layers another operation is the highest than at many."""
-    low, high = [90, 10, 20, 0], [90, 10, 20, 30, 0, 0]
-    assert line(20, max(low), max(high)) == 90
-    pairs = list(aligned([90, 10, 40, 20], [90, 10, 10, 60, 30]))
-    assert max(line(20, a, b) for a, b in pairs) == 40 + 18 * 20
-    assert SHALLOW == (2, 3)
+    low = [("embed", 90), ("layer", 10), ("layer", 20), ("loss", 25)]
+    high = [*low[:3], ("layer", 30), ("loss", 35)]
+    assert line(20, max(a for _, a in low), max(a for _, a in high)) == 90
+    pairs = list(aligned(low[::-1], high[::-1]))
+    assert max(line(20, a, b) for a, b in pairs) == 205 and SHALLOW == (2, 3)
 
 
 def test_no_weights_are_read_and_without_them_the_model_cannot_be_loaded(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -115,9 +116,7 @@ def test_the_cheapest_and_the_fastest_are_marked_and_one_without_a_price_is_not_
 
 
 def test_the_order_of_the_table_is_kept_and_an_unknown_speed_has_no_time():
-    made = offers(
-        {"a": gpu("a", 99, None)}, (AGAIN,), WORK, Hardware(), Checkpoint(), ASSUME
-    )
+    made = offers({"a": gpu("a", 99, None)}, (AGAIN,), WORK, Hardware(), Checkpoint(), ASSUME)
     assert made[0].fits and made[0].hours is None and made[0].on_demand is None
 
 
@@ -142,7 +141,7 @@ def test_a_spot_gpu_that_loses_more_than_it_does_has_no_price():
 def test_the_ladder_begins_at_one_ends_at_the_top_and_at_most_doubles(most):
     rungs = ladder(most)
     assert rungs[0] == 1 and rungs[-1] == most
-    assert all(a < b <= 2 * a for a, b in zip(rungs, rungs[1:], strict=False))
+    assert all(a < b <= 2 * a for a, b in itertools.pairwise(rungs))
 
 
 # ------------------------------------------------------------------ whole plans
@@ -157,16 +156,18 @@ SMALL = {"big": gpu("big", 4000), "none": gpu("none", 1)}
 
 
 def test_a_plan_is_the_same_every_time_and_counts_what_the_run_will_do(tmp_path):
-    config = tiny(tmp_path, train={"horizon": {"epochs": 3}, "batch_size": 8, "learning_rate": 1e-3})
-    one, two = (plan_run(config, prices=SMALL, assumptions=ASSUME, microbatches=[1, 2]) for _ in range(2))
+    config = tiny(
+        tmp_path, train={"horizon": {"epochs": 3}, "batch_size": 8, "learning_rate": 1e-3}
+    )
+    one, two = (
+        plan_run(config, prices=SMALL, assumptions=ASSUME, microbatches=[1, 2]) for _ in range(2)
+    )
     assert replace(one, seconds=0) == replace(two, seconds=0)
     rows = one.rows.per_epoch
     assert one.rows.read and one.work.steps == -(-3 * rows // 8)
     assert [o.fits for o in one.offers] == [True, False]
     assert one.checkpoints == config.checkpoint.keep_last + config.checkpoint.keep_best + 1
-    assert one.flops == pytest.approx(
-        min(w.flops_per_token for w in one.ways) * one.work.tokens
-    )
+    assert one.flops == pytest.approx(min(w.flops_per_token for w in one.ways) * one.work.tokens)
 
 
 def test_the_size_of_a_checkpoint_is_that_of_a_real_one(tmp_path):
@@ -187,7 +188,9 @@ def test_rows_that_are_not_on_this_disk_are_said_to_be_unknown_or_given(tmp_path
     tree["train"]["horizon"] = {"epochs": 1}
     config = RunConfig(**tree)
     blind = plan_run(config, prices=SMALL, microbatches=[1])
-    assert blind.work.steps is None and blind.flops is None and "not on this disk" in blind.rows.said
+    assert (
+        blind.work.steps is None and blind.flops is None and "not on this disk" in blind.rows.said
+    )
     assert all(o.hours is None for o in blind.offers)
     told = plan_run(config, prices=SMALL, microbatches=[1], rows=160)
     assert told.work.steps == 10 and told.work.tokens == 10 * 16 * 2048

@@ -68,7 +68,8 @@ def test_the_users_file_is_laid_over_ours_key_by_key_and_may_add_a_gpu(tmp_path,
     mine = table(
         tmp_path,
         '["rtx 4090"]\n'
-        'on_demand = {usd_per_hour = 9.5, provider = "my own", source = "bill 7", date = "2026-11-01"}\n'
+        'on_demand = {usd_per_hour = 9.5, provider = "my own", source = "bill 7", '
+        'date = "2026-11-01"}\n'
         '["My GPU"]\nmemory_mib = 1000\nsource = "its box"\ndate = "2026-01-01"\n',
     )
     merged = load_prices(mine)

@@ -49,7 +49,7 @@ def summary(run: Run) -> list[str]:
 def preset_line(section: Hardware) -> str:
     """What a preset came to, after the keys that supersede it, and what it was made for."""
     found = find_preset(section.preset or "")
-    keys = ", ".join(f"{key} {getattr(section, key)}".replace("_", " ") for key in found.keys())
+    keys = ", ".join(f"{key} {getattr(section, key)}".replace("_", " ") for key in found.hardware())
     return f"{section.preset}: {keys} (made for {found.suits}: {found.source})"
 
 

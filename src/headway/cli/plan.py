@@ -119,7 +119,7 @@ def line(offer: Offer) -> list[str]:
         notes.append(f"spot loses {offer.spot.lost_hours / offer.spot.hours:.0%}")
     return [
         offer.gpu.name,
-        "yes" if not offer.changes else "with",
+        "yes" if offer.as_asked else "changed",
         str(offer.rows),
         "yes" if offer.recompute else "no",
         size,

@@ -24,7 +24,7 @@ class Preset:
     """What the document trains with it."""
     source: str
 
-    def keys(self) -> dict[str, Any]:
+    def hardware(self) -> dict[str, Any]:
         """As they stand in a config."""
         return {
             "microbatch_size": self.microbatch_size,

@@ -166,7 +166,7 @@ class Hardware(BaseModel):
     @classmethod
     def _preset_beneath(cls, given: Any) -> Any:
         try:
-            beneath = find_preset(given["preset"]).keys()
+            beneath = find_preset(given["preset"]).hardware()
         except (TypeError, KeyError, ValueError, AttributeError):
             return given  # no preset, or an unknown one: its own field says so
         return {**beneath, **given}

@@ -30,7 +30,7 @@ def weightless(planned_for: str = "cpu") -> Iterator[FakeTensorMode]:
     mode.planned_for = planned_for  # type: ignore[attr-defined]
     # It would keep a weak reference to every new tensor, and with one `Module.to` and `.float()`
     # refuse to work (`torch.utils.swap_tensors`, torch 2.13). Nothing here is converted twice.
-    mode.fake_tensor_converter.set_tensor_memo = _keep_none  # type: ignore[method-assign]
+    mode.fake_tensor_converter.set_tensor_memo = _keep_none  # type: ignore[assignment,method-assign]
     with mode, torch.autograd.set_multithreading_enabled(False):
         yield mode
 

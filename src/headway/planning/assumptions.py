@@ -17,7 +17,7 @@ class Assumptions:
         "--calibrate measures it on this machine"
     )
     context_bytes: int = 900 * 2**20
-    """CUDA context, loaded kernels, and cuBLAS's workspaces (deterministic: 8 of 4 MiB a stream)."""
+    """CUDA context, loaded kernels, cuBLAS's workspaces (deterministic: 8 of 4 MiB)."""
     fragmentation: float = 0.06
     """What the caching allocator holds beyond what is allocated, as a share of the peak."""
     preemptions_per_hour: float = 127 / (64 * 24)

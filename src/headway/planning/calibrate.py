@@ -130,4 +130,3 @@ def rate_here(config: RunConfig, own: Gpu | None) -> Rate | None:
     return Rate(
         usd_per_hour=price.usd_per_hour, provider=price.gpu, source=price.source, date=price.date
     )
-

@@ -1,7 +1,7 @@
 """The memory of a run's step, for each way of doing it: rows at once, recomputed or not, 4 bits.
 
-Each is traced with the run's own code: every rung of the ladder of rows, and of the layers, where all
-are alike, as many as it takes to know what one more adds (``engine.fit.depth``).
+Each is traced with the run's own code: every rung of the ladder of rows, and of the layers, where
+all are alike, as many as it takes to know what one more adds (``engine.fit.depth``).
 """
 
 from __future__ import annotations
@@ -157,4 +157,3 @@ def in_four_bits(config: RunConfig) -> RunConfig | None:
     task = config.task.model_dump(mode="json")
     task["tuning"] = {**task["tuning"], "kind": "qlora"}
     return RunConfig(**{**config.tree(), "task": task})
-

@@ -48,7 +48,9 @@ class Offer:
     """At once: the microbatch."""
     recompute: bool = False
     changes: tuple[str, ...] = ()
-    """What the config would have to say, where it does not fit as it is."""
+    """What the config would have to say for this way."""
+    as_asked: bool = True
+    """Whether it contradicts nothing that the config asks for."""
     peak_bytes: int = 0
     """Of tensors."""
     needs_bytes: int = 0
@@ -119,9 +121,7 @@ def offer(
     found = fitting(gpu, ways, hardware, assume)
     if found is None:
         least = min((step.peak_bytes for way in ways for step in way.steps), default=0)
-        return Offer(
-            gpu=gpu, fits=False, peak_bytes=least, needs_bytes=needed_bytes(least, assume)
-        )
+        return Offer(gpu=gpu, fits=False, peak_bytes=least, needs_bytes=needed_bytes(least, assume))
     way, step, changes = found
     seconds = seconds_of(work, way, gpu, assume)
     made = Offer(
@@ -130,6 +130,7 @@ def offer(
         rows=step.rows,
         recompute=way.recompute,
         changes=changes,
+        as_asked=refused(way, step.rows, hardware) == 0,
         peak_bytes=step.peak_bytes,
         needs_bytes=needed_bytes(step.peak_bytes, assume),
         hours=None if seconds is None else seconds / 3600,
@@ -137,9 +138,9 @@ def offer(
     if seconds is None:
         return made
     hours = seconds / 3600
-    on_demand = gpu.on_demand and Money(
-        rate=gpu.on_demand, hours=hours, usd=hours * gpu.on_demand.usd_per_hour
-    )
+    rate, on_demand = gpu.on_demand, None
+    if rate is not None:
+        on_demand = Money(rate=rate, hours=hours, usd=hours * rate.usd_per_hour)
     return replace(
         made, on_demand=on_demand, spot=spot_money(gpu.spot, seconds, work, saving, assume)
     )

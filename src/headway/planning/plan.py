@@ -15,7 +15,7 @@ from headway.planning.data import rows_of, why_not_counted
 from headway.planning.memory import Rows, Way, context_of, in_four_bits, ladder, traced
 from headway.planning.offers import Offer, Work, needed_bytes, offers
 
-MOST_ROWS = 16
+MOST_ROWS = 8
 """At once, that are traced: beyond it a GPU gains little."""
 
 

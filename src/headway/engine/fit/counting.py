@@ -24,11 +24,11 @@ GPU_BLOCK_BYTES = 512
 
 def _hidden_gemm_4bit(a: Tensor, packed: Tensor, shape: Any, *rest: Any, **more: Any) -> int:
     """bitsandbytes unpacks the weight inside of its product."""
-    return math.prod(shape) * a.element_size()
+    return int(math.prod(shape)) * a.element_size()
 
 
 def _flops_gemm_4bit(a: Tensor, packed: Tensor, shape: Any, *rest: Any, **more: Any) -> int:
-    return 2 * (a.numel() // a.shape[-1]) * math.prod(shape)
+    return 2 * (a.numel() // a.shape[-1]) * int(math.prod(shape))
 
 
 def _flops_cpu_attention(query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> int:
@@ -58,16 +58,16 @@ OWN_FLOPS: Mapping[str, Callable[..., int]] = {
 """Arithmetic of operations that torch's own table of FLOPs does not have."""
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes alive and at most alive, and floating point operations, while it is entered."""
 
     def __init__(self, watch_width: int | None = None) -> None:
         """``watch_width``: also count tables of this last width apart (logits: the vocabulary)."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
-        self.timeline: list[int] = []
-        """At most alive during each operation, in order."""
+        self.timeline: list[tuple[str, int]] = []
+        """Each operation in order: its name, and the bytes alive when it was done."""
         self.watched_bytes = 0
         """At most alive of the tables that are counted apart."""
         self.flops = 0
@@ -98,7 +98,7 @@ class Counted(TorchDispatchMode):
         for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor, watch=True)
-        self.timeline.append(self.live_bytes + hidden)
+        self.timeline.append((name, self.live_bytes + hidden))
         self.peak_bytes = max(self.peak_bytes, self.live_bytes + hidden)
         return out
 
@@ -131,5 +131,3 @@ class Counted(TorchDispatchMode):
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """What these tensors take, each storage once."""
     return Counted().hold(tensors)
-
-

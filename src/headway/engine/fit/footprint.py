@@ -21,6 +21,7 @@ from headway.engine.optim import clip
 from headway.engine.precision import autocast
 from headway.engine.task import Microbatch, Task
 
+Timeline = Sequence[tuple[str, int]]
 EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST = 256, 4096
 """bitsandbytes' optimizers keep one fp32 scale per block of 8-bit state, and keep tensors of fewer
 elements in 32 bits (``bitsandbytes/optim/optimizer.py``: ``min_8bit_size``, ``blockwise``)."""
@@ -58,9 +59,9 @@ class Footprint:
     """At most alive of the logits and what is computed from them."""
     flops: int
     """Floating point operations of this microbatch, recomputation counted."""
-    forward: Sequence[int] = field(default=(), repr=False, compare=False)
-    """Alive on top of what is held during each operation of forward and loss, in order."""
-    backward: Sequence[int] = field(default=(), repr=False, compare=False)
+    forward: Timeline = field(default=(), repr=False, compare=False)
+    """Each operation of forward and loss, and the bytes then alive on top of what is held."""
+    backward: Timeline = field(default=(), repr=False, compare=False)
     """The same in backward."""
 
     @property
@@ -129,14 +130,15 @@ def footprint(task: Task, microbatch: Microbatch, held: Held, *, precision: str)
             with autocast(precision, device):
                 sums = task.loss(model, inputs)
             forward = len(counted.timeline)
-            (sums["loss"].sum() * (1.0 / max(1.0, microbatch.weight))).backward()
-            del sums, inputs
-    timeline = [alive - start for alive in counted.timeline]
+            loss = sums["loss"].sum() * (1.0 / max(1.0, microbatch.weight))
+            loss.backward()  # type: ignore[no-untyped-call]
+            del loss, sums, inputs
+    timeline = [(name, alive - start) for name, alive in counted.timeline]
     return Footprint(
         rows=len(microbatch.rows),
         tokens=microbatch.tokens,
         held=held,
-        activation_bytes=max(timeline),
+        activation_bytes=max(alive for _, alive in timeline),
         logits_bytes=counted.watched_bytes,
         flops=counted.flops,
         forward=timeline[:forward],
