@@ -42,3 +42,32 @@ def tree_7b(folder: Path, kind: str = "qlora", **sections: Any) -> dict[str, Any
         },
         **sections,
     }
+
+
+def words(folder: Path, size: int = 50_257) -> Path:
+    """A tokenizer of so many words, as a folder."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    if not folder.exists():
+        plain = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
+        PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="w0").save_pretrained(folder)
+    return folder
+
+
+def tree_1b(folder: Path, **sections: Any) -> dict[str, Any]:
+    """Seed document 004's model (``configs/neox_1b.yaml``): 1,213,022,208 parameters, from scratch,
+    one row of 1,024 tokens at once."""
+    shape = {"family": "gpt_neox", "layers": 20, "heads": 16, "hidden_size": 2048}
+    return {
+        "recipe": "pretrain",
+        "run": {"name": "neox"},
+        "train": {"horizon": {"steps": 10000}, "batch_size": 32, "learning_rate": 2.0e-4},
+        "task": {
+            "model": {**shape, "ffn_size": 8192},
+            "tokenizer": str(words(folder / "words")),
+            "sequence_tokens": 1024,
+            "data": {"train": "s3://nowhere/tokens"},
+        },
+        **sections,
+    }

@@ -22,7 +22,7 @@ from headway.engine.fit import Footprint, Held
 from headway.planning import Assumptions, plan_run
 from headway.planning.memory import Way, ladder
 from headway.planning.offers import Work, needed_bytes, offers, spot_money
-from seven import tree_7b
+from seven import tree_1b, tree_7b
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 ASSUME = Assumptions(utilisation=0.5, context_bytes=0, fragmentation=0.0)
@@ -254,3 +254,32 @@ def test_7b_qlora_at_2_rows_of_2048_tokens_fits_a_4090(tmp_path):
     assert offer.fits and not offer.changes and (offer.rows, offer.recompute) == (2, True)
     kept = next(w for w in found.ways if not w.recompute)
     assert needed_bytes(kept.steps[0].peak_bytes, Assumptions()) > offer.gpu.memory_bytes
+
+
+@pytest.mark.slow
+def test_the_1_2_b_model_does_not_train_on_8_gb_not_even_in_bf16_with_8_bit_state(tmp_path):
+    """Seed document 004 asks for "8GB+ VRAM": its weights and their state alone need more."""
+    plain = plan_run(RunConfig(**tree_1b(tmp_path)), prices=on("RTX 3070"), microbatches=[1])
+    assert plain.ways[0].held.parameters == 1_213_022_208
+    assert plain.ways[0].held.bytes > 19e9 and not plain.offers[0].fits
+    tree = tree_1b(tmp_path, hardware={"precision": "bf16_pure"})
+    tree["train"]["optimizer"] = "adamw_8bit"
+    least = plan_run(RunConfig(**tree), prices=on("RTX 3070"), microbatches=[1])
+    assert least.ways[0].held.bytes < 7.5e9 and not least.offers[0].fits
+    assert plan_run(
+        RunConfig(**tree), prices=on("RTX A4000"), microbatches=[1]
+    ).offers[0].fits, "16 GB are enough in that way"
+
+
+@pytest.mark.slow
+def test_500_steps_cost_less_than_the_seed_says_and_not_the_same_hours_on_every_gpu(tmp_path):
+    """Seed document 000: $5-8 on an RTX 4090, $15-25 on an A100, which is 10 to 20 hours on each."""
+    pytest.importorskip("bitsandbytes")
+    names = ("RTX 4090", "A100 80GB", "H100")
+    table = {name: load_prices()[name] for name in names}
+    found = plan_run(RunConfig(**tree_7b(tmp_path)), prices=table, microbatches=[2])
+    assert found.work.steps == 500
+    hours = {o.gpu.name: o.hours for o in found.offers}
+    assert all(hours.values()) and hours["RTX 4090"] > hours["A100 80GB"] > hours["H100"]
+    spot = found.offers[0].spot
+    assert spot is not None and 0.5 < spot.usd < 5
