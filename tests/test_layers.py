@@ -31,6 +31,7 @@ PARTS = {"data", "models"}
 RUN = {
     "run", "saving", "spending", "opening", "rollback", "claim", "machine", "show", "summary",
     "api", "demo", "checks", "checking", "devices", "doctor", "foreseen",
+    "planning",
 }  # fmt: skip
 VIEWERS = {"viewing", "results", "bucket", "copies", "joining", "uploading", "watching"}
 

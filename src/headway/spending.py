@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from headway.checkpoint import CheckpointStore
 from headway.config import Cost, RunConfig
-from headway.cost import Meter, Price, process_age_seconds, spent
+from headway.cost import Meter, price_of, process_age_seconds, spent
 from headway.engine.ladder import Rung
-from headway.engine.state import TrainState, expected_bytes
+from headway.engine.state import TrainState, checkpoint_bytes
 from headway.engine.task import Task
 from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits, steady_seconds, used_seconds
 
@@ -33,12 +34,9 @@ def started_meter(
     """
     if section is None:
         return None
-    price = Price(
-        usd_per_hour=section.usd_per_hour + section.storage_usd_per_month / HOURS_A_MONTH,
-        gpu=section.gpu or "this machine",
-        source="config",
-        date=datetime.now(UTC).date().isoformat(),
-    )
+    price = price_of(section.gpu, section.usd_per_hour, section.prices)
+    disks = section.storage_usd_per_month / HOURS_A_MONTH
+    price = replace(price, usd_per_hour=price.usd_per_hour + disks)
     before = max(spent(events), spent(facts_of(store)))
     age_seconds = unbilled_seconds(billed_until)
     if section.count_idle:
@@ -77,7 +75,7 @@ def limits_of(
         stop_at=run.stop_at,
         seconds_before=max(used_seconds(events), used_seconds(facts_of(store)))
         + unbilled_seconds(billed_until),
-        save_seconds=expected_bytes(state) / UNMEASURED_BYTES_PER_SECOND,
+        save_seconds=checkpoint_bytes(state) / UNMEASURED_BYTES_PER_SECOND,
     )
     if meter is not None:
         limits.spent_usd = lambda: meter.cost_usd

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headway.config.presets import find_preset
+
 if TYPE_CHECKING:
+    from headway.config.sections import Hardware
     from headway.run import Run
 
 
@@ -31,12 +34,23 @@ def summary(run: Run) -> list[str]:
         f"saving    {saving(run)}",
         *(f"data      {line}" for line in facts.get("data", ())),
     ]
-    if config.cost:
-        spent = run.cost_usd or 0.0
+    if config.hardware.preset:
+        lines.insert(3, f"preset    {preset_line(config.hardware)}")
+    if config.cost and run.meter:
+        price, spent = run.meter.price, run.cost_usd or 0.0
         cap = config.cost.budget_usd
         limit = f", stops before ${cap:g}" if cap else ""
-        lines.append(f"cost      ${config.cost.usd_per_hour:g} an hour, ${spent:.4f} spent{limit}")
+        lines.append(f"cost      ${price.usd_per_hour:g} an hour, ${spent:.4f} spent{limit}")
+        if price.source != "config":
+            lines.append(f"price     {price.gpu}, {price.source}, {price.date}")
     return lines
+
+
+def preset_line(section: Hardware) -> str:
+    """What a preset came to, after the keys that supersede it, and what it was made for."""
+    found = find_preset(section.preset or "")
+    keys = ", ".join(f"{key} {getattr(section, key)}".replace("_", " ") for key in found.hardware())
+    return f"{section.preset}: {keys} (made for {found.suits}: {found.source})"
 
 
 def saving(run: Run) -> str:

@@ -15,7 +15,18 @@ from headway.errors import HeadwayError
 
 def build_app() -> typer.Typer:
     """All verbs. Each file of this package holds one group of them."""
-    from headway.cli import check, checkpoints, data, init, report, status, train, upload, use
+    from headway.cli import (
+        check,
+        checkpoints,
+        data,
+        init,
+        plan,
+        report,
+        status,
+        train,
+        upload,
+        use,
+    )
 
     app = typer.Typer(
         name="headway",
@@ -29,6 +40,7 @@ def build_app() -> typer.Typer:
     app.command("init")(init.init_command)
     app.command("check")(check.check)
     app.command("doctor")(check.doctor)
+    app.command("plan")(plan.plan)
     app.command("train")(train.train)
     app.command("status")(status.status)
     app.command("report")(report.report)

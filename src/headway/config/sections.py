@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from headway.config.presets import find_preset
+
 CLOSED = ConfigDict(
     extra="forbid",
     frozen=True,
@@ -44,6 +46,11 @@ def _share_or_steps(value: float) -> float | int:
     if isinstance(value, int):
         return value
     raise ValueError("a share of the run is below 1, a number of steps is a whole number (no '.')")
+
+
+def _known_preset(name: str) -> str:
+    find_preset(name)
+    return name
 
 
 Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
@@ -141,6 +148,9 @@ class Hardware(BaseModel):
 
     model_config = CLOSED
 
+    preset: Annotated[str, AfterValidator(_known_preset)] | None = None
+    """Start from what is known to suit a GPU (`rtx4090`; `headway plan` lists them). Every key that
+    is written here supersedes the preset's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes the GPU if there is one."""
     microbatch_size: Literal["auto"] | Count = "auto"
@@ -156,6 +166,15 @@ class Hardware(BaseModel):
     """CPU threads of torch; left out: torch decides."""
     deterministic: bool = True
     """Deterministic kernels: the same run twice on one machine gives the same bits."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_beneath(cls, given: Any) -> Any:
+        try:
+            beneath = find_preset(given["preset"]).hardware()
+        except (TypeError, KeyError, ValueError, AttributeError):
+            return given  # no preset, or an unknown one: its own field says so
+        return {**beneath, **given}
 
 
 class EarlyStop(BaseModel):
@@ -253,9 +272,13 @@ class Cost(BaseModel):
     model_config = CLOSED
 
     gpu: str | None = None
-    """The rented hardware's name, as the report should show it."""
-    usd_per_hour: float = Field(ge=0)
-    """Price of the whole machine, in US dollars per hour."""
+    """The rented hardware's name, as the report should show it. Without `usd_per_hour` the price
+    table's on-demand price of one such GPU is taken."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of the whole machine, in US dollars per hour; always wins over the table's."""
+    prices: str | None = None
+    """A file of your own prices, laid over headway's table (`headway plan` shows it); left out: the
+    one that `$HEADWAY_PRICES` names, if it is set."""
     storage_usd_per_month: float = Field(default=0.0, ge=0)
     """What is paid for disks besides, in US dollars per month of 730 hours."""
     count_idle: bool = False
@@ -263,3 +286,9 @@ class Cost(BaseModel):
     budget_usd: float | None = Field(default=None, gt=0)
     """The run saves and stops before it has cost more than this, in US dollars over all attempts;
     left out: no limit."""
+
+    @model_validator(mode="after")
+    def _has_a_price(self) -> Self:
+        if self.usd_per_hour is None and self.gpu is None:
+            raise ValueError("write usd_per_hour, or gpu: a name from the price table")
+        return self

@@ -65,13 +65,6 @@ class TrainState:
         }
 
 
-def expected_bytes(state: TrainState) -> int:
-    """What a checkpoint will hold once the optimizer has its moments: two numbers a weight."""
-    saved = sum(t.nbytes for parts in state.task.saved().tensors.values() for t in parts.values())
-    trained = [p for p in state.task.model.parameters() if p.requires_grad]
-    return saved + 2 * sum(p.nbytes for p in trained)
-
-
 # ------------------------------------------------------------------ saving
 
 

@@ -91,7 +91,11 @@ class Task(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What a person should see before step 1: parameters, data counts, the mix as sampled."""
+        """What a person should see before step 1: parameters, data counts, the mix as sampled.
+
+        ``vocabulary``, where the loss makes logits: their width, which the plan counts apart.
+        ``layers``: see ``BuildContext.layers``.
+        """
         ...
 
 
@@ -135,6 +139,13 @@ class BuildContext:
     """Where prepared data and converted models may be kept between attempts."""
     data: bool = True
     """False where only the model is used (predict, export): read no rows."""
+    weights: bool = True
+    """False where only the model's shape is used (plan): build the architecture from its config,
+    and read or download no weights. ``build`` is then called within ``engine.fake.weightless``:
+    whatever it makes with torch has a shape and no numbers."""
+    layers: int | None = None
+    """With ``weights`` false: build only so many of the model's layers. A recipe whose layers are
+    all alike may follow it, and then says how many there really are in ``facts()["layers"]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

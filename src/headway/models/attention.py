@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headway.engine.fake import is_fake, kind_of
+from headway.engine.precision import autocast
 from headway.errors import ConfigError
 from headway.models.backbone import backbone, base_model
 from headway.models.cpu_attention import grouped_attention
@@ -52,13 +54,21 @@ class Segments:
         return [end - start for start, end in self.spans]
 
 
-def segments(row_ends: Sequence[int], tokens: int, device: torch.device | str = "cpu") -> Segments:
-    """Checked segments for a sequence of ``tokens``. ValueError when they do not tile it."""
+def segments(
+    row_ends: Sequence[int],
+    tokens: int,
+    device: torch.device | str = "cpu",
+    kind: str | None = None,
+) -> Segments:
+    """Checked segments for a sequence of ``tokens``. ValueError when they do not tile it.
+
+    ``kind``: of the device, where that is not its own (``engine.fake.kind_of``).
+    """
     ends = tuple(int(end) for end in row_ends)
     rising = all(a < b for a, b in zip((0, *ends), ends, strict=False))
     if not ends or not rising or ends[-1] != tokens:
         raise ValueError(f"row_ends {list(ends)} do not cut {tokens} tokens into non-empty rows")
-    if torch.device(device).type != "cuda":
+    if (kind or torch.device(device).type) != "cuda":
         return Segments(ends)
     # Made on the host and sent without waiting: made on the GPU, it would wait for all work before.
     cumulative = torch.tensor((0, *ends), dtype=torch.int32)
@@ -74,7 +84,7 @@ def hidden_states(
     ``isolate`` could not switch runs one row per forward pass instead: slower, never wrong.
     """
     body = backbone(model).body
-    cuts = segments(row_ends, input_ids.shape[1], input_ids.device)
+    cuts = segments(row_ends, input_ids.shape[1], input_ids.device, kind_of(input_ids))
     if is_isolated(model):
         out = body(input_ids=input_ids, position_ids=position_ids, segments=cuts, use_cache=False)
         return out.last_hidden_state[0]
@@ -107,7 +117,8 @@ def isolate(model: nn.Module) -> bool:
     before = base.config.get_text_config()._attn_implementation
     _register()
     base.set_attn_implementation(NAME)
-    if is_isolated(model) and _proved(model):
+    proof = _runs if is_fake(model) else _proved
+    if is_isolated(model) and proof(model):
         return True
     base.set_attn_implementation(before)
     return False
@@ -233,7 +244,7 @@ def _causal(q, k, v, dropout: float, scaling: float | None, window: int | None) 
 def _grouped_fits(query: Tensor, dropout: float, lengths: list[int], window: int | None) -> bool:
     """Whether the CPU's matrix products are the faster way: bf16, segments of ordinary length."""
     return (
-        query.device.type == "cpu"
+        kind_of(query) == "cpu"
         and query.shape[0] == 1
         and dropout == 0.0
         and max(lengths) <= min(GROUPED_TOKENS, window or GROUPED_TOKENS)
@@ -245,13 +256,13 @@ def _varlen_fits(query: Tensor, value: Tensor, dropout: float, cuts: Segments) -
     """Whether PyTorch's variable-length flash attention can take this call (Ampere and later)."""
     return (
         cuts.cumulative is not None
-        and query.is_cuda
+        and kind_of(query) == "cuda"
         and query.shape[0] == 1
         and dropout == 0.0
         and query.shape[-1] == value.shape[-1] <= 256
         and query.shape[-1] % 8 == 0
         and _half_type(query) is not None
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and (is_fake(query) or torch.cuda.get_device_capability(query.device) >= (8, 0))
     )
 
 
@@ -332,3 +343,19 @@ def _proved(model: nn.Module) -> bool:
     exact = 1e-4 if kinds == {torch.float32} else 5e-2
     near = [(together - disturbed, 1e-5), (together - alone, exact), (together - own, exact)]
     return all(bool((error.abs().max() <= limit * size).item()) for error, limit in near)
+
+
+@torch.no_grad()
+def _runs(model: nn.Module) -> bool:
+    """Where there are no numbers to compare: whether rows together run through the model at all."""
+    base = base_model(model)
+    kinds = {parameter.dtype for parameter in base.parameters()}
+    mixed = torch.bfloat16 in kinds and torch.float32 in kinds
+    device = base.get_input_embeddings().weight.device
+    ids = torch.zeros(1, 17, dtype=torch.long, device=device)
+    try:
+        with autocast("bf16" if mixed else "fp32", device):
+            hidden_states(model, ids, ids, [5, 14, 17])
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True

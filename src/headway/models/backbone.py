@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headway.engine.fake import is_fake
 from headway.errors import ConfigError
 
 
@@ -66,6 +67,8 @@ def prove_backbone(model: nn.Module) -> Backbone:
     """
     parts, base = backbone(model), base_model(model)
     weight = parts.head.weight
+    if is_fake(weight):
+        return parts  # there are no numbers to compare: the run proves it
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, min(weight.shape[0], 1000), (1, 8), generator=generator)
     training = base.training

@@ -52,15 +52,37 @@ def locate(name: str, cache: Path) -> str:
     return str(path)
 
 
-def load_tokenizer(name: str, revision: str | None, cache: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model. Raises ConfigError when it cannot be loaded."""
-    with _explained(name):
-        return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision, **NO_CODE)
+def locate_config(name: str, cache: Path) -> tuple[str, dict[str, str]]:
+    """Where a model's config and tokenizer are, and what transformers must be told to read them.
+
+    Weights need not be there. Raises ConfigError: a package, folder or file that is not there.
+    """
+    path = path_of(name)
+    if path is None or path.suffix != ".gguf":
+        return str(path or name), {}
+    folder = _unpacked_folder(path, cache)
+    if folder.exists():
+        return str(folder), {}
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def load_tokenizer(
+    name: str, revision: str | None, cache: Path, *, weights: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model. Raises ConfigError when it cannot be loaded.
+
+    Without ``weights`` it is read where it lies: a GGUF is not unpacked.
+    """
+    with explained(name):
+        if weights:
+            return AutoTokenizer.from_pretrained(locate(name, cache), revision=revision, **NO_CODE)
+        place, options = locate_config(name, cache)
+        return AutoTokenizer.from_pretrained(place, revision=revision, **NO_CODE, **options)
 
 
 def load_shape(name: str, revision: str | None, cache: Path) -> PretrainedConfig:
     """The model's own config, without its weights. Raises ConfigError when there is none."""
-    with _explained(name):
+    with explained(name):
         return AutoConfig.from_pretrained(
             locate(name, cache), revision=revision, **NO_CODE
         ).get_text_config()
@@ -83,7 +105,7 @@ def load_causal_lm(
     if quantized:
         options["quantization_config"] = _nf4(dtype)
         options["device_map"] = {"": device}
-    with _explained(name):
+    with explained(name):
         model = AutoModelForCausalLM.from_pretrained(
             locate(name, cache), revision=revision, dtype=dtype, use_safetensors=True, **options
         )
@@ -129,13 +151,17 @@ def add_ends(found: Any, file: Path) -> None:
         found.update(stream.read(2**20))
 
 
-def _unpacked(gguf: Path, cache: Path) -> Path:
-    """The folder that holds the GGUF's model as fp32 safetensors, made now if it is not there."""
+def _unpacked_folder(gguf: Path, cache: Path) -> Path:
+    """Where the GGUF is unpacked to; named by its content."""
     check_gguf(gguf)
     found = hashlib.sha256()
     add_ends(found, gguf)
-    key = found.hexdigest()[:8]
-    folder = cache / "models" / f"{gguf.stem}-{key}"
+    return cache / "models" / f"{gguf.stem}-{found.hexdigest()[:8]}"
+
+
+def _unpacked(gguf: Path, cache: Path) -> Path:
+    """The folder that holds the GGUF's model as fp32 safetensors, made now if it is not there."""
+    folder = _unpacked_folder(gguf, cache)
     if folder.exists():
         return folder
     place, file = str(gguf.parent), gguf.name
@@ -172,7 +198,8 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
+    """What transformers raises for a model that cannot be loaded, as a ConfigError in our words."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # a person sees the run's own progress
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headway.engine.fake import kind_of
 from headway.models.backbone import Backbone, shape_logits
 
 CHUNK_BYTES = 24 * 2**20
@@ -40,7 +41,7 @@ def lm_row_sums(
     """
     weight, bias = parts.head.weight, getattr(parts.head, "bias", None)
     if chunk_tokens is None:
-        budget = CHUNK_BYTES * (4 if hidden.is_cuda else 1)
+        budget = CHUNK_BYTES * (4 if kind_of(hidden) == "cuda" else 1)
         chunk_tokens = max(32, budget // (4 * weight.shape[0]))
     options = {
         "scale": parts.scale,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from headway.data.tokenizers import identity
 from headway.engine.precision import weights_dtype
 from headway.engine.task import BuildContext
 from headway.errors import ConfigError
+from headway.models.architecture import empty_causal_lm
 from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import prove_backbone
 from headway.models.hub import load_causal_lm, load_tokenizer, weights_identity
@@ -58,9 +60,13 @@ def load_model(
         "adapted": adapted_modules(model),
         "identities": {
             "tokenizer": identity(tokenizer)[:16],
-            "base_model": weights_identity(config.base_model, config.revision, context.cache),
+            "base_model": weights_identity(config.base_model, config.revision, context.cache)
+            if context.weights
+            else "not read",
         },
     }
+    if getattr(base, "all_layers", None):
+        facts["layers"] = base.all_layers
     if context.precision == "bf16" and config.tuning.kind != "full":
         store_frozen_in_bf16(model)
     fuse_lora(model)
@@ -90,7 +96,10 @@ def load_base(
     """The model as downloaded, with rows for the special tokens."""
     # A 4-bit weight is unpacked to the type it was loaded in before every product.
     four_bits_in_bf16 = quantized and context.precision != "fp32"
-    base = load_causal_lm(
+    load: Any = load_causal_lm
+    if not context.weights:
+        load = partial(empty_causal_lm, layers=context.layers)
+    base = load(
         config.base_model,
         config.revision,
         context.cache,

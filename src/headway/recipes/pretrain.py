@@ -150,6 +150,11 @@ class PretrainRecipe:
         """Tokenizer, streams and a model with random weights drawn from the run's seed."""
         tokenizer = load_tokenizer(config, context)
         torch.manual_seed(context.seed)
+        layers, all_layers = context.layers, config.model.layers
+        if layers is not None and layers < all_layers:
+            config = config.model_copy(
+                update={"model": config.model.model_copy(update={"layers": layers})}
+            )
         model = make_model(config, len(tokenizer), weights_dtype(context.precision))
         model.to(torch.device(context.device))
         prove_backbone(model)
@@ -166,7 +171,7 @@ class PretrainRecipe:
             tokenizer=tokenizer,
             context=context,
             base_model=f"{config.model.family} {total / 1e6:.3g}M",
-            described={"identities": {"tokenizer": identity(tokenizer)[:16]}},
+            described={"identities": {"tokenizer": identity(tokenizer)[:16]}, "layers": all_layers},
             most_tokens=config.sequence_tokens,
         )
         return with_streams(task, config, context) if context.data else task
@@ -318,6 +323,7 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
         rows_per_epoch=total,
         tokens_per_epoch=len(train) - 1,
         described={
+            **task.described,
             "model": task.base_model,
             "data": stream_lines(config, train, held),
             "samples": config.samples,

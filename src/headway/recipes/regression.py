@@ -233,7 +233,9 @@ class RegressionRecipe:
 
     def build(self, config: RegressionConfig, context: BuildContext) -> RegressionTask:
         """Tokenizer, model, head and rows. Raises ConfigError or DataError with what to do."""
-        tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+        tokenizer = load_tokenizer(
+            config.base_model, config.revision, context.cache, weights=context.weights
+        )
         language, described = load_model(config, context, tokenizer)
         torch.manual_seed(context.seed)
         task = RegressionTask(

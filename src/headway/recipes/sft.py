@@ -102,7 +102,9 @@ class SftRecipe:
 
     def build(self, config: SftConfig, context: BuildContext) -> TextTask:
         """Tokenizer, model and rows. Raises ConfigError or DataError with what to do."""
-        tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
+        tokenizer = load_tokenizer(
+            config.base_model, config.revision, context.cache, weights=context.weights
+        )
         model, described = load_model(config, context, tokenizer)
         task = TextTask(
             model=model,

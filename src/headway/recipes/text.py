@@ -189,7 +189,8 @@ class TextTask:
 
     def facts(self) -> dict[str, Any]:
         """Counts of parameters and data, and the identities that must not change within a run."""
-        return {**counts(self.model), **self.described}
+        vocabulary = backbone(self.model).head.weight.shape[0]
+        return {**counts(self.model), "vocabulary": vocabulary, **self.described}
 
     # ---------------------------------------------------------------- looking at rows
 

@@ -1,9 +1,4 @@
-"""What a run has cost: rate times time, summed over attempts, never counted down.
-
-*Promises.* A restart does not forget what was spent. The figure never decreases.
-
-*Does not promise.* The provider's bill: storage, idle time between attempts and taxes are not in.
-"""
+"""What a run has cost: rate times time, summed over attempts, never counted down."""
 
 from __future__ import annotations
 
