@@ -189,7 +189,7 @@ def slack() -> Any:
     server = HTTPServer(("127.0.0.1", 0), Slack)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/T0/secret"
+    yield f"http://localhost:{server.server_port}/T0/secret"
     server.shutdown()
     thread.join()
     server.server_close()
