@@ -60,7 +60,7 @@ class Longest:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
-    def batch_at(self, step: int) -> list[Any]:
+    def batch_at(self, step: int, halvings: int = 0) -> list[Any]:
         return [self.task.longest(self.rows), self.task.longest(self.rows)]
 
 

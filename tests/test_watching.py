@@ -189,7 +189,7 @@ def slack() -> Any:
     server = HTTPServer(("127.0.0.1", 0), Slack)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield "http://{}:{}/T0/secret".format(*server.server_address)
+    yield f"http://localhost:{server.server_port}/T0/secret"
     server.shutdown()
     thread.join()
     server.server_close()
