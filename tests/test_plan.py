@@ -152,7 +152,7 @@ def tiny(folder: Path, **sections: Any) -> RunConfig:
     return RunConfig(**{**tree, "hardware": {"precision": "bf16"}, **sections})
 
 
-SMALL = {"big": gpu("big", 4000), "none": gpu("none", 1)}
+SMALL = {"big": gpu("big", 4000), "none": gpu("none", 0)}
 
 
 def test_a_plan_is_the_same_every_time_and_counts_what_the_run_will_do(tmp_path):
