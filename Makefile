@@ -33,7 +33,9 @@ crash: setup
 services: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m services tests/services $(ARGS)
 
+# The peers come first: only here are they needed.
 bench: setup
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # With whatever Python holds torch on that machine: nothing is installed, and wheels unpacked into a
