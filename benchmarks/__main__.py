@@ -1,7 +1,7 @@
 """``make bench``: every benchmark, one after the other, on an otherwise idle machine.
 
-TRL is needed only here: ``make bench`` installs it (the extra ``bench``); another Python that has it
-can be named by ``HEADWAY_PEER_PYTHON``.
+TRL is needed only here: ``make bench`` installs it (the extra ``bench``); another Python that has
+it can be named by ``HEADWAY_PEER_PYTHON``.
 """
 
 from __future__ import annotations
