@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Signals are asked for here as in a terminal, also where a shell began the tests with ``&``.
+
+    Such a shell lets them ignore Ctrl-C, and headway leaves alone what is ignored on purpose.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            own = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, own)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def while_data_are_awaited(bell: Bell, patch: pytest.MonkeyPatch) -> None:
     """While the thread that makes batches makes this step's."""
     real = ToyTask.batch_at
 
-    def batch_at(task: ToyTask, step: int) -> Any:
+    def batch_at(task: ToyTask, step: int, halvings: int = 0) -> Any:
         if step == STOP_IN_STEP - 1:
             bell.ring("data")
         return real(task, step)
@@ -217,7 +217,7 @@ def test_a_save_between_two_microbatches_would_be_seen(
     """Negative control: a step of half its microbatches ends in other bits."""
     real = ToyTask.batch_at
 
-    def cut_short(task: ToyTask, step: int) -> Any:
+    def cut_short(task: ToyTask, step: int, halvings: int = 0) -> Any:
         made = real(task, step)
         return made[: MICROBATCHES // 2] if step == STOP_IN_STEP - 1 else made
 
