@@ -169,23 +169,27 @@ def results_of(run: Path) -> dict[str, Any]:
 
 
 def test_a_finished_run_says_what_came_of_it(tmp_path: Path) -> None:
-    rising = {"horizon": {"steps": 6}, "learning_rate": 0.3, "schedule": "constant"}
-    keep = {"keep_last": 1, "keep_best": 1}
-    train(config_of(tmp_path, train=rising, checkpoint=keep, cost={"usd_per_hour": 3.6}))
+    rising = {"horizon": {"steps": 4}, "learning_rate": 1.0, "schedule": "constant"}
+    sections: dict[str, Any] = {
+        "evaluate": {"every_steps": 1, "at_start": False},
+        "checkpoint": {"keep_last": 1, "keep_best": 1},
+        "cost": {"usd_per_hour": 3.6},
+    }
+    train(config_of(tmp_path, train=rising, **sections))
     run = tmp_path / "runs/run"
     found = results_of(run)
     events = read_events(run / "journal.jsonl", {"evaluation", "stop"})
     losses = {e["step"]: e["metrics"]["loss"] for e in events if e["event"] == "evaluation"}
     best = min(losses, key=lambda step: losses[step])
-    assert best < 6, "else best and last would be the same and the test would prove little"
-    for name, step in (("best", best), ("last", 6)):
+    assert best < 4, "else best and last would be the same and the test would prove little"
+    for name, step in (("best", best), ("last", 4)):
         manifest = read_manifest(run / found[name]["checkpoint"])
         assert (found[name]["step"], found[name]["sha256"]) == (step, manifest.sha256)
         assert found[name]["eval"]["metrics"]["loss"] == losses[step]
         assert found[name]["eval"]["rows"] == 10 and found[name]["eval"]["metrics"]["n"] > 10
         assert "r2/constant mean" in found[name]["eval"]["baselines"]
         assert found[name]["test"] is None
-    assert (found["ended"], found["steps"], found["steps_planned"]) == ("finished", 6, 6)
+    assert (found["ended"], found["steps"], found["steps_planned"]) == ("finished", 4, 4)
     assert found["cost_usd"] == events[-1]["cost_usd"] > 0
     assert 0 < found["training_seconds"] <= found["wall_seconds"]
     assert found["fingerprint"] == fingerprint(load_config(run / "config.yaml"))

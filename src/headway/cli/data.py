@@ -160,7 +160,7 @@ def _show_row(row: RowAsRead) -> None:
     for text, target, share in row.runs:
         colour = None if share is None else "red" if share < 0.5 else "yellow"
         colour = "green" if share is not None and share >= 0.75 else colour
-        typer.secho(text, fg=colour, dim=share is None, nl=False)
+        typer.secho(text, fg=colour, dim=share is None or None, nl=False)
         if target:
             typer.secho(f"[{target}]", fg=colour, bold=True, nl=False)
     typer.echo("\n")
