@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,14 @@ def wall_seconds(events: Iterable[Event]) -> float:
 
     Loading, saving and measuring are, unlike in the time of the steps.
     """
-    begun: dict[Any, Any] = {}
-    ended: dict[Any, Any] = {}
+    begun: dict[Any, datetime] = {}
+    ended: dict[Any, datetime] = {}
     for event in events:
         at = instant(event.get("at"))
         if at is not None:
             begun.setdefault(event.get("attempt"), at)
             ended[event.get("attempt")] = at
-    return sum((ended[number] - begun[number]).total_seconds() for number in begun)
+    return sum(((ended[number] - begun[number]).total_seconds() for number in begun), 0.0)
 
 
 def _state(view: RunView, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
