@@ -266,9 +266,9 @@ def test_the_1_2_b_model_does_not_train_on_8_gb_not_even_in_bf16_with_8_bit_stat
     tree["train"]["optimizer"] = "adamw_8bit"
     least = plan_run(RunConfig(**tree), prices=on("RTX 3070"), microbatches=[1])
     assert least.ways[0].held.bytes < 7.5e9 and not least.offers[0].fits
-    assert plan_run(
-        RunConfig(**tree), prices=on("RTX A4000"), microbatches=[1]
-    ).offers[0].fits, "16 GB are enough in that way"
+    assert plan_run(RunConfig(**tree), prices=on("RTX A4000"), microbatches=[1]).offers[0].fits, (
+        "16 GB are enough in that way"
+    )
 
 
 @pytest.mark.slow
