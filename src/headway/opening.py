@@ -44,7 +44,7 @@ from headway.uploading import Uploading, uploading
 from headway.viewing import JOURNAL_FILE, open_run
 from headway.watching import Watching, watching
 
-OF_THE_DATA = ("data", "held_out")
+OF_THE_DATA = ("data", "held_out", "test")
 """Identities that a run from another's weights may have of its own."""
 
 
