@@ -118,15 +118,9 @@ NOT_BUILT = {
         81: "nothing is rented yet",
         83: "nothing is rented yet",
     },
-    "monitor": {
-        65: "the step is refused, its rows named, the run ends with 65 (`test_steps.py`); nothing "
-        "is skipped or rolled back",
-        66: "nothing looks for it yet",
-    },
     "fit": {
         20: "a save that finds no memory is void and said, and the next one is tried "
         "(`test_run_faults.py`); no smaller way is",
-        67: "nothing is tried smaller yet",
     },
     "track": {
         74: "nothing is mirrored yet",
@@ -168,6 +162,9 @@ REMARKS = {
     62: "a record that cannot be read is always an error; one that teaches nothing is dropped, "
     "counted and limited",
     63: "there is no flag to accept it: --fresh, or a warm start",
+    66: "a roll back is made where monitor.on_spike asks for it",
+    67: "injected, and by a limit of the process: no GPU was lent; of several ranks the attempt ends "
+    "with what to set",
     69: "torchrun's exit code is its own, not 70",
     76: "how long a save takes is not known before the first one, the wait for the bucket is not "
     "in the reserve, and nothing ends a machine whose trainer is gone",

@@ -75,6 +75,7 @@ def weights(state: TrainState) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in state.task.model.parameters()])
 
 
+@pytest.mark.fault(67)
 @pytest.mark.parametrize(("fits", "halvings"), [(4, 1), (3, 2), (2, 2), (1, 3)])
 def test_a_run_that_ran_out_of_memory_ends_with_the_bits_of_one_that_began_small(
     fits: int, halvings: int
@@ -236,6 +237,7 @@ with opened(config) as run:
 """
 
 
+@pytest.mark.fault(67)
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
 def test_a_real_lack_of_memory_on_the_host_is_survived(tmp_path: Path) -> None:
     """The kernel refuses the allocation; nothing is injected."""

@@ -41,6 +41,7 @@ def journal_of(root: Path) -> list[dict[str, Any]]:
     return read(root / "run/journal.jsonl")
 
 
+@pytest.mark.fault(65)
 def test_a_few_refused_steps_cost_those_steps_and_nothing_else(tmp_path: Path) -> None:
     borne = config_of(tmp_path, non_finite={"refuse_steps": 3})
     assert train(borne) is StopReason.FINISHED
@@ -64,6 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return final_state(root / "run")
 
 
+@pytest.mark.fault(65)
 def test_one_refusal_too_many_rolls_back_and_leaves_the_stretch_out(
     tmp_path: Path, whole: dict[str, Any]
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_step_that_was_refused_only_once_is_trained_when_it_is_repeated(tmp_pa
     assert json.loads(final_state(tmp_path / "run")["state.json"])["refused"] == []
 
 
+@pytest.mark.fault(66)
 def test_a_spike_rolls_back_where_that_is_asked_and_only_then(tmp_path: Path) -> None:
     def spiked(root: Path, on_spike: str) -> list[dict[str, Any]]:
         config = toy_config(

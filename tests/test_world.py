@@ -185,6 +185,7 @@ def test_ranks_that_disagree_get_one_answer(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[:2] == ["[1, 1, 0, 1]"] * 2
 
 
+@pytest.mark.fault(65)
 def test_two_ranks_refuse_the_same_steps_and_roll_back_together(tmp_path: Path) -> None:
     """The bad row is in one rank's share only; both must leave the step out, and both go back."""
     sections: dict[str, Any] = {
