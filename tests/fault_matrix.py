@@ -163,8 +163,8 @@ REMARKS = {
     "counted and limited",
     63: "there is no flag to accept it: --fresh, or a warm start",
     66: "a roll back is made where monitor.on_spike asks for it",
-    67: "injected, and by a limit of the process: no GPU was lent; of several ranks the attempt ends "
-    "with what to set",
+    67: "injected, and by a limit of the process, for no GPU was lent; of several ranks the "
+    "attempt ends with what to set",
     69: "torchrun's exit code is its own, not 70",
     76: "how long a save takes is not known before the first one, the wait for the bucket is not "
     "in the reserve, and nothing ends a machine whose trainer is gone",
