@@ -166,8 +166,7 @@ REMARKS = {
     67: "injected, and by a limit of the process, for no GPU was lent; of several ranks the "
     "attempt ends with what to set",
     69: "torchrun's exit code is its own, not 70",
-    76: "how long a save takes is not known before the first one, the wait for the bucket is not "
-    "in the reserve, and nothing ends a machine whose trainer is gone",
+    76: "nothing ends a machine whose trainer is gone",
 }
 """What is not as one might expect where the fault is tested."""
 
