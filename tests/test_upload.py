@@ -34,6 +34,7 @@ from headway.upload.layout import Copy, Segment, chain, copies, segments, standi
 from headway.upload.ledger import Ledger, read_ledger
 from headway.upload.line import Cut, GaveUp, Line
 from headway.upload.objects import RemoteFile
+from headway.upload.outbox import Outbox
 from headway.upload.parallel import run_all
 from headway.upload.pruning import delete, leftovers, prune
 from headway.upload.run_files import RunFiles
@@ -331,6 +332,33 @@ def test_what_is_submitted_is_verified_collected_once_and_known_to_the_next_atte
 
 class Elsewhere(FakeRemote):
     url = "fake://another/run"
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("lost", ["manifest.json", "state.json", None])
+def test_a_claim_is_compared_with_its_checkpoint_whichever_comes_first(
+    parcels, tmp_path, early, lost
+):
+    """The bucket is asked while the run still submits what is on its disk."""
+    bucket, journal, parcel = Bucket(), tmp_path / "upload.jsonl", parcels[1]
+    remote = FakeRemote(bucket)
+    with uploader(remote, journal) as one:
+        one.submit(parcel)
+        assert drained(one)
+    for key in [key for key in bucket.objects if lost and key == parcel.prefix + lost]:
+        del bucket.objects[key]
+    outbox = Outbox(journal, remote.url, None)
+    assert outbox.known.claims
+    if early:
+        outbox.confirm(copies(remote.list()))
+        is_new = outbox.add(parcel, None)
+    else:
+        outbox.add(parcel, None)
+        outbox.confirm(copies(remote.list()))
+        is_new = bool(outbox)
+    assert is_new == (lost is not None) == bool(outbox.pending())
+    outbox.known.refuse(parcel, Unsendable("damaged"))
+    assert (parcel.step in outbox.known.lost()) == (lost is not None)
 
 
 def test_what_one_bucket_has_is_sent_to_another(parcels, tmp_path):

@@ -99,13 +99,16 @@ class Known:
         """By step: submitted, and to be sent if its claim is wrong."""
         self.verified: dict[int, str] = {}
         """Step -> prefix."""
-        self._newest = (-1, -1)
+        self._uncompared: dict[str, Copy] = {}
+        """By prefix: listed before its checkpoint was submitted, so only its manifest counted."""
+        self._places: set[tuple[int, int]] = set()
+        """(attempt, step) of what is or was verified there."""
         self._unsendable: dict[tuple[int, int], Unsendable] = {}
 
     def add(self, copy: Copy | Parcel) -> None:
         """A copy is verified."""
         self.verified[copy.step] = copy.prefix
-        self._newest = max(self._newest, (copy.attempt, copy.step))
+        self._places.add((copy.attempt, copy.step))
 
     def refuse(self, parcel: Parcel, why: Unsendable) -> None:
         """A checkpoint cannot be sent."""
@@ -118,8 +121,20 @@ class Known:
 
     def lost(self) -> dict[int, Unsendable]:
         """Step -> why it cannot be sent, where nothing newer is in the bucket instead."""
+        newest = max(self._places, default=(-1, -1))
         places = sorted(self._unsendable)
-        return {place[1]: self._unsendable[place] for place in places if place > self._newest}
+        return {place[1]: self._unsendable[place] for place in places if place > newest}
+
+    def holds(self, parcel: Parcel) -> bool:
+        """Whether a copy of it is verified; one that was listed too early is compared now."""
+        if self.verified.get(parcel.step) != parcel.prefix:
+            return False
+        copy = self._uncompared.pop(parcel.prefix, None)
+        if copy is None or not lacking(parcel.files, copy.files):
+            return True
+        del self.verified[copy.step]
+        self._places.discard((copy.attempt, copy.step))
+        return False
 
     def confirm(self, listed: Iterable[Copy]) -> list[Parcel]:
         """The bucket was asked: what is listed of the claims is there; returns what is not."""
@@ -127,6 +142,8 @@ class Known:
         for copy in (there[prefix] for prefix in self.claims if prefix in there):
             parcel = self.claimed.get(copy.step)
             ours = parcel if parcel and parcel.prefix == copy.prefix else None
+            if ours is None:
+                self._uncompared[copy.prefix] = copy
             if ours is None or not lacking(ours.files, copy.files):
                 self.add(copy)
         missing = [p for step, p in self.claimed.items() if self.verified.get(step) != p.prefix]

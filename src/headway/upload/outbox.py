@@ -60,7 +60,7 @@ class Outbox:
         """Queue it; False if it is verified there already, or being sent."""
         if scores is not None:
             self.scores = dict(scores)
-        if self.known.verified.get(parcel.step) == parcel.prefix or parcel == self.in_flight:
+        if self.known.holds(parcel) or parcel == self.in_flight:
             return False
         claimed = parcel.prefix in self.known.claims
         (self.known.claimed if claimed else self._queue)[parcel.step] = parcel
