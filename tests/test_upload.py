@@ -30,13 +30,14 @@ from headway.checkpoint.retention import ranked
 from headway.errors import RemoteError
 from headway.upload import Uploader, sending
 from headway.upload.faults import Refused
-from headway.upload.layout import Copy, Segment, chain, copies, segments, standing
+from headway.upload.layout import Bad, Copy, Segment, chain, copies, segments, standing
 from headway.upload.ledger import Ledger, read_ledger
 from headway.upload.line import Cut, GaveUp, Line
 from headway.upload.objects import RemoteFile
 from headway.upload.outbox import Outbox
 from headway.upload.parallel import run_all
 from headway.upload.pruning import delete, leftovers, prune
+from headway.upload.restoring import whole
 from headway.upload.run_files import RunFiles
 from headway.upload.sending import Unsendable, send
 
@@ -99,9 +100,33 @@ def test_whatever_goes_wrong_nothing_is_listed_or_a_whole_copy_is(parcels, data)
         sent(parcel, remote)
         assert listed(bucket) == {(1, 100): []}, "acknowledged: it is there and whole"
     except (Killed, Unsendable):
-        assert all(wrong == [] for wrong in listed(bucket).values())
+        # Altered on its way, and its process dead before it could compare: such a manifest is not
+        # the one that its folder is named after, so it commits nothing. See the next test.
+        altered = "corrupt" in script.values()
+        for wrong in listed(bucket).values():
+            assert wrong == [] or (altered and FOREIGN in wrong)
     assert remote.fired
     sent(parcel, FakeRemote(bucket))  # the next process
+    assert listed(bucket) == {(1, 100): []}
+
+
+FOREIGN = "the manifest is not the one its folder is named after"
+
+
+@pytest.mark.fault(51)
+def test_a_manifest_altered_by_a_process_that_then_died_is_nobodys_commit(parcels):
+    clean = FakeRemote(Bucket())
+    sent(parcels[0], clean)
+    at = next(n for n, (what, key) in enumerate(clean.calls) if what == "put" and "manifest" in key)
+    bucket = Bucket()
+    remote = FakeRemote(bucket, {at: "corrupt", at + 1: "die"})
+    with pytest.raises(Killed):
+        sent(parcels[0], remote)
+    assert len(remote.fired) == 2 and all(FOREIGN in wrong for wrong in listed(bucket).values())
+    [copy] = copies(FakeRemote(bucket).list())
+    with pytest.raises(Bad):
+        whole(copy, FakeRemote(bucket), patient())
+    sent(parcels[0], FakeRemote(bucket))
     assert listed(bucket) == {(1, 100): []}
 
 

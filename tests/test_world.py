@@ -162,10 +162,11 @@ def test_the_tree_of_the_toy_is_what_these_tests_assume() -> None:
 
 DISAGREE = """
 import json, os, sys
-from headway.engine.world import joined
+from headway.engine.world import joined, leave
 with joined("cpu") as world:
     # clocks that differ: one rank finds a save due, the other the end of the money
     print(json.dumps(world.agree(int(world.rank == 0), int(world.rank == 1), 0, world.rank)))
+leave(0)  # without gloo, which may abort a process that is done
 """
 
 
@@ -182,7 +183,9 @@ def test_ranks_that_disagree_get_one_answer(tmp_path: Path) -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split("\n")[:2] == ["[1, 1, 0, 1]"] * 2
+    assert done.stdout.count("[1, 1, 0, 1]") == 2 and done.stdout.count("[") == 2, (
+        "two ranks write at once, so a line's end may be late"
+    )
 
 
 @pytest.mark.fault(65)
