@@ -6,6 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")  # no test times anything: a busy machine is no failure
 
 
 def pytest_configure(config: pytest.Config) -> None:
