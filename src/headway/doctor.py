@@ -44,8 +44,9 @@ EXTRAS = {
     "bitsandbytes": "qlora and 8-bit optimizers",
     "gguf": "GGUF models",
     "datasets": "Hugging Face data sets",
-    "s3fs": "s3:// buckets",
-    "gcsfs": "gs:// buckets",
+    "botocore": "s3:// buckets",
+    "google-auth": "gs:// buckets",
+    "zstandard": "upload.archive: tar.zst",
 }
 """Package -> what it is for; none is needed without."""
 

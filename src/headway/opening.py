@@ -32,6 +32,7 @@ from headway.engine.world import World, joined
 from headway.errors import CheckpointError, ConfigError, HeadwayError
 from headway.journal import Journal, next_attempt, read_events
 from headway.machine import cache_folder, facts_of, prepare_torch
+from headway.preflight.host import usable_memory_bytes
 from headway.records import StopReason
 from headway.run import Run
 from headway.saving import Saving
@@ -159,7 +160,7 @@ def own_monitor(
         journal,
         say=show.say,
         num_steps=plan.num_steps,
-        memory_limit_bytes=machine.get("gpu_memory_bytes") or machine["memory_bytes"],
+        memory_limit_bytes=machine.get("gpu_memory_bytes") or usable_memory_bytes(),
         gpu="gpu" in machine,
         rows_of=lambda step: [row for m in task.batch_at(step - 1) for row in m.rows],
         waiting=lambda: len(bucket.pending()) if bucket else 0,
