@@ -12,9 +12,8 @@ from headway.checkpoint import CheckpointStore
 from headway.config import Cost, RunConfig
 from headway.cost import Meter, price_of, process_age_seconds, spent
 from headway.engine.ladder import Rung
-from headway.engine.state import TrainState, checkpoint_bytes
 from headway.engine.task import Task
-from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits, steady_seconds, used_seconds
+from headway.limits import Limits, steady_seconds, used_seconds
 
 HOURS_A_MONTH = 730
 USED = {"opening", "step", "stop", "attempt", "evaluation", "out_of_memory", "rollback"}
@@ -65,17 +64,15 @@ def limits_of(
     meter: Meter | None,
     events: Sequence[Mapping[str, Any]],
     store: CheckpointStore,
-    state: TrainState,
     billed_until: float | None = None,
 ) -> Limits:
-    """The config's limits, less what earlier attempts used."""
+    """The config's limits, less what earlier attempts used and this one so far."""
     run, cost = config.run, config.cost
     limits = Limits(
         max_seconds=(run.max_hours or math.inf) * 3600,
         stop_at=run.stop_at,
         seconds_before=max(used_seconds(events), used_seconds(facts_of(store)))
         + unbilled_seconds(billed_until),
-        save_seconds=checkpoint_bytes(state) / UNMEASURED_BYTES_PER_SECOND,
     )
     if meter is not None:
         limits.spent_usd = lambda: meter.cost_usd

@@ -10,6 +10,7 @@ import statistics
 from dataclasses import dataclass, replace
 from datetime import date
 
+from headway.building import build_context, make_plan
 from headway.config import RunConfig, find_recipe
 from headway.cost import Gpu, Rate, find_gpu, load_prices, price_of
 from headway.engine.optim import make_optimizer, trainable
@@ -18,7 +19,6 @@ from headway.engine.steps import train_steps
 from headway.engine.world import World, choose_device
 from headway.errors import ConfigError
 from headway.machine import hardware, prepare_torch
-from headway.opening import build_context, make_plan
 from headway.planning.offers import Money, Offer
 from headway.planning.plan import RunPlan, plan_run
 
