@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 
@@ -11,7 +11,7 @@ from headway.report import appendix
 from headway.report.charts import Chart, Marks, reach, svg
 from headway.report.curves import in_words, run_charts, run_marks
 from headway.report.evaluations import evaluations
-from headway.report.page import PAGE, STYLE
+from headway.report.page import page
 from headway.report.prose import key_figures, lead
 from headway.report.summary import Summary, summarise
 from headway.report.timeline import Event, Timeline, timeline
@@ -31,6 +31,8 @@ class Extras:
     """Step -> bytes of the checkpoints on disk; None: not looked at."""
     tested: Sequence[Event] = ()
     """What was measured on test rows, by step."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """The worst rows' pictures by name."""
     written_at: datetime | None = None
 
 
@@ -50,7 +52,7 @@ def report_html(
         _header(summary, told),
         _curves(told, marks),
         evaluations(told, extras.tested),
-        worst_rows(told),
+        worst_rows(told, extras.pictures),
         appendix.attempts(told),
         appendix.checkpoints(told, extras.checkpoints),
         appendix.notices(told),
@@ -60,7 +62,7 @@ def report_html(
         appendix.footer(summary, extras.written_at or datetime.now(UTC)),
     )
     body = "\n".join(section for section in sections if section)
-    return PAGE.substitute(title=escape(f"{name} · headway"), style=STYLE, body=body)
+    return page(f"{name} · headway", body, acts='id="orders"' in body)
 
 
 def _header(summary: Summary, told: Timeline) -> str:

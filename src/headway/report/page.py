@@ -1,10 +1,12 @@
-"""The report's page: its skeleton and its style. No script, no font file, nothing from outside."""
+"""The report's page: its skeleton and its style. No font file, nothing from outside."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from string import Template
+
+from headway.report.script import SCRIPT, script_hash
 
 STYLE = """
 :root {
@@ -96,6 +98,24 @@ tr.best td.baseline { font-weight: 400; }
 .row dd i { color: var(--muted); font-style: normal; }
 .row dd b { font-weight: inherit; border-radius: 2px; background: color-mix(in srgb,
   color-mix(in srgb, var(--heldout) 60%, transparent) var(--warmth), transparent); }
+.row .second { margin-right: auto; }
+.row ins { text-decoration: underline; text-decoration-thickness: .12em; border-radius: 2px;
+  background: color-mix(in srgb, var(--good) 24%, transparent); }
+.row del { border-radius: 2px; background: color-mix(in srgb, var(--bad) 22%, transparent); }
+.row mark { color: inherit; border-radius: 2px;
+  background: color-mix(in srgb, var(--train) 24%, transparent); }
+.row[hidden] { display: none; }
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem 1.2rem; white-space: normal; }
+.pictures figure { margin: 0; max-width: 100%; }
+.pictures img { display: block; max-width: 100%; max-height: 32rem; height: auto;
+  border-radius: .25rem; background: #fff; }
+#orders { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1.2rem 0 0; }
+#orders[hidden] { display: none; }
+#orders button { font: inherit; font-size: .875rem; padding: .25rem .85rem; cursor: pointer;
+  color: var(--muted); background: none; border: 1px solid var(--hairline); border-radius: 1em; }
+#orders button:hover { color: var(--ink); border-color: var(--mark); }
+#orders button[aria-pressed="true"] { color: var(--paper); background: var(--ink);
+  border-color: var(--ink); }
 .chain { margin: 0; padding: 0; list-style: none; counter-reset: step; }
 .chain li { counter-increment: step; position: relative; margin: 0 0 .3rem;
   padding: .4rem .7rem .45rem 2.2rem; border-radius: .3rem; white-space: normal;
@@ -138,6 +158,7 @@ footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hair
   .wide { display: block !important; } .narrow { display: none !important; }
   .pair { grid-template-columns: 1fr 1fr; }
   .scroll { overflow: visible; } tr { break-inside: avoid; }
+  #orders { display: none; }
   .row, pre { border: 1px solid var(--hairline); background: none; }
 }
 """
@@ -148,7 +169,7 @@ PAGE = Template("""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src $allowed">
 <title>$title</title>
 <style>$style</style>
 </head>
@@ -156,9 +177,20 @@ PAGE = Template("""<!doctype html>
 <main>
 $body
 </main>
-</body>
+$script</body>
 </html>
 """)
+
+
+def page(title: str, body: str, *, acts: bool = False) -> str:
+    """A whole page. ``acts``: it holds worst rows, which the script puts in order."""
+    return PAGE.substitute(
+        title=escape(title),
+        style=STYLE,
+        body=body,
+        allowed=f"'{script_hash()}'" if acts else "'none'",
+        script=f"<script>{SCRIPT}</script>\n" if acts else "",
+    )
 
 
 def table(head: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
