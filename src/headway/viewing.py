@@ -163,7 +163,11 @@ def write_report(run: str | Path, to: Path | None = None) -> Path:
         pictures=found,
     )
     text = report_html(told, name=view.name, writer_pid=view.writer_pid, extras=extras)
-    target = to or view.path / REPORT_FILE
+    return written(text, to or view.path / REPORT_FILE)
+
+
+def written(text: str, target: Path) -> Path:
+    """A page on disk, whole or not at all; ConfigError where it cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".partial-{target.name}")
