@@ -36,7 +36,6 @@ def saved(data: bytes, to: Path) -> None:
 
 def main() -> None:
     from browser import Browser, find_chromium
-
     from headway.comparing import write_comparison
     from headway.viewing import write_report
 

@@ -241,7 +241,7 @@ def test_nan_and_infinity_in_a_journal_do_not_break_the_page() -> None:
 def test_a_spike_makes_the_gradient_axis_logarithmic_and_a_calm_curve_keeps_its_own() -> None:
     charts = {chart.name: chart for chart in run_charts(timeline(fake_run.journal()))}
     assert charts["grad"].logarithmic and not charts["loss"].logarithmic
-    assert set(charts) == {"loss", "lr", "grad", "speed", "memory", "cost"}
+    assert set(charts) == {"loss", "lr", "grad", "speed", "memory", "cost", "metric1"}
     free = [{**event, "cost_usd": None} for event in fake_run.journal()]
     assert "cost" not in {chart.name for chart in run_charts(timeline(free))}
 
