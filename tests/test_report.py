@@ -237,7 +237,6 @@ def _long_journal(steps: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("keep", [0, 1, 2, 3, 5])
 def test_the_data_is_told_line_by_line_and_its_warnings_first() -> None:
     events = fake_run.journal(steps=60, every=30)
     facts = {"data": ["train: 9 <rows>", "  labels: 3"], "warnings": ["2 rows & more"]}
@@ -265,6 +264,7 @@ def test_held_out_figures_are_drawn_over_the_run_beside_their_baseline() -> None
     assert "r2" not in {c.title for c in run_charts(timeline(once))}, "one point is no curve"
 
 
+@pytest.mark.parametrize("keep", [0, 1, 2, 3, 5])
 def test_a_journal_that_has_just_begun_makes_a_page_too(keep: int) -> None:
     assert Page(report_html(fake_run.journal()[:keep], name="young")).open == []
 
