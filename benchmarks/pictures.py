@@ -3,7 +3,7 @@
     python benchmarks/pictures.py RUN OTHER SFT_RUN REGRESSION_RUN [--to docs/pictures]
 
 RUN's report in light, dark, on a phone; RUN and OTHER compared; the worst rows of the two others.
-Each is cut to what matters and kept in 64 colours.
+Each is cut to what matters and kept in 200 colours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-COLOURS = 64
+COLOURS = 200
 PART = """(() => {
   const parts = [...document.querySelectorAll(%r)], r = parts.map(p => p.getBoundingClientRect());
   const top = Math.min(...r.map(x => x.top)), bottom = Math.max(...r.map(x => x.bottom));

@@ -47,8 +47,9 @@ class Browser:
         ours_in, theirs_out = (_high(end) for end in os.pipe())
         command = [program, *FLAGS, f"--user-data-dir={self._home}", "about:blank"]
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *command],
-            pass_fds=(theirs_in, theirs_out),
+            command,
+            close_fds=False,  # Python's own files close themselves
+            preexec_fn=lambda: (os.dup2(theirs_in, 3), os.dup2(theirs_out, 4)) and None,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

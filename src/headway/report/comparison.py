@@ -134,23 +134,26 @@ def _figures(found: Comparison) -> str:
     """A row per figure, a column per run; the best one strong."""
     if not found.values:
         return ""
-    head = [("name", ""), *(("", run.name) for run in found.runs), ("text", "best")]
+    head = [("name", ""), *(("", run.name) for run in found.runs)]
+    head += [("text", "best")] if found.best else []
     rows = []
     for name, values in found.values.items():
         at = found.best.get(name)
         cells = [name.replace("_", " "), *(said(name, value) for value in values)]
-        rows.append(("", [*cells, found.runs[at].name if at is not None else "–"]))
+        cells += [found.runs[at].name if at is not None else "–"] if found.best else []
+        rows.append(("", cells))
     note = (
         "Each run at its best checkpoint: the one with its lowest held-out loss."
         + " Test rows chose nothing." * any(name.startswith(TEST) for name in found.values)
         + " –: the figures are not of the same rows, alike, or nothing says which way is better."
-        * (len(found.best) < len(found.values))
+        * (0 < len(found.best) < len(found.values))
     )
     strong = {
         (n, found.best[name] + 1) for n, name in enumerate(found.values) if name in found.best
     }
     return (
-        f'<section><h2>Which is best</h2><p class="note">{note}</p>'
+        f"<section><h2>{'Which is best' if found.best else 'Figures'}</h2>"
+        f'<p class="note">{note}</p>'
         f"{table(head, rows, strong)}</section>"
     )
 

@@ -64,10 +64,10 @@ figure svg { display: block; width: 100%; height: auto; margin-top: .4rem; overf
 figure svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem 2.5rem; }
 .narrow { display: none !important; }
-.key { display: inline-flex; align-items: center; gap: .45em; }
-.key::before { content: ""; width: 1.1em; height: 0; border-top: 2.5px solid var(--line);
-  border-radius: 2px; }
-.key.dash1::before { border-top-style: dashed; } .key.dash2::before { border-top-style: dotted; }
+.key { display: inline-flex; align-items: baseline; gap: .45em; }
+.key::before { content: ""; width: 1.3em; height: 0; border-top: 2.5px solid var(--line);
+  align-self: center; }
+.key.dash1::before { border-top-style: dashed; width: 1.7em; } .key.dash2::before { border-top-style: dotted; }
 .train { --line: var(--train); } .heldout { --line: var(--heldout); }
 .mark { --line: var(--mark); } .run1 { --line: var(--run1); } .run2 { --line: var(--run2); }
 .run3 { --line: var(--run3); } .run4 { --line: var(--run4); } .run5 { --line: var(--run5); }

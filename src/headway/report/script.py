@@ -16,7 +16,7 @@ SCRIPT = """
   const rows = [...bar.parentNode.querySelectorAll("article")];
   const size = (row, key) => key in row.dataset ? Number(row.dataset[key]) : -Infinity;
   const order = key => {
-    const by = key === "suspicious" ? "loss" : key;
+    const by = key === "suspicious" ? "error" : key;
     const sorted = [...rows].sort((a, b) => size(b, by) - size(a, by) || 0);
     for (const row of sorted) {
       row.hidden = key === "suspicious" && !("suspicious" in row.dataset);

@@ -14,7 +14,7 @@ from headway.report.words import count, number
 
 FIRST = ("problem", "steps", "prompt", "reference", "prediction")
 """What is shown first, in this order; the rest as the recipe gives it."""
-STRONGLY = 0.8
+STRONGLY = 0.9
 """A label and a prediction so far apart, as a part of the range, disagree strongly."""
 ORDERS = (("loss", "highest loss"), ("error", "highest error"), ("length", "longest"))
 
