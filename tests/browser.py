@@ -45,11 +45,16 @@ class Browser:
         # The browser reads from file 3 and writes to file 4; ours must not lie in their way.
         theirs_in, ours_out = (_high(end) for end in os.pipe())
         ours_in, theirs_out = (_high(end) for end in os.pipe())
+
+        def take_pipes() -> None:
+            os.dup2(theirs_in, 3)
+            os.dup2(theirs_out, 4)
+
         command = [program, *FLAGS, f"--user-data-dir={self._home}", "about:blank"]
         self._process = subprocess.Popen(
             command,
             close_fds=False,  # Python's own files close themselves
-            preexec_fn=lambda: (os.dup2(theirs_in, 3), os.dup2(theirs_out, 4)) and None,
+            preexec_fn=take_pipes,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -66,14 +66,16 @@ class TokenRows(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedRow:
     """What the model makes of each supervised token of a row, all before it being given."""
 
     ids: list[int]
     """[tokens] of the row."""
     at: list[int]
-    """[n] places of the supervised ones."""
+    """[n] places of the supervised ones; one after the last is only predicted."""
+    targets: list[int]
+    """[n] the tokens that should be there."""
     losses: list[float]
     """[n] -log p of the token that is there, in nats."""
     choices: list[int]
@@ -231,8 +233,14 @@ class TextTask:
                 inputs["targets"].to(device),
             )
         losses, choices, of_choices = (figure.tolist() for figure in figures)
-        at = (inputs["positions"] + 1).tolist()
-        return JudgedRow(ids[0].tolist(), at, losses, choices, of_choices)
+        return JudgedRow(
+            ids=ids[0].tolist(),
+            at=(inputs["positions"] + 1).tolist(),
+            targets=inputs["targets"].tolist(),
+            losses=losses,
+            choices=choices,
+            of_choices=of_choices,
+        )
 
     def show_worst(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation with what a person should see of its worst rows."""
@@ -255,11 +263,12 @@ def shaded(row: JudgedRow, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]
         return str(tokenizer.decode([token]))
 
     loss_at = dict(zip(row.at, row.losses, strict=True))
-    pairs = [(choice, row.ids[at]) for choice, at in zip(row.choices, row.at, strict=True)]
+    pairs = list(zip(row.choices, row.targets, strict=True))
+    predicted_only = [t for t, at in zip(row.targets, row.at, strict=True) if at >= len(row.ids)]
     found: dict[str, Any] = {
         "tokens": [
             (text(token), round(loss_at[at], 3) if at in loss_at else None)
-            for at, token in enumerate(row.ids)
+            for at, token in enumerate([*row.ids, *predicted_only])
         ],
         "choices": [(text(c), "changed" if c != wanted else None) for c, wanted in pairs],
         "length": len(row.ids),
@@ -272,10 +281,10 @@ def shaded(row: JudgedRow, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]
         if of_choice < SURE_NATS and loss > UNLIKELY_NATS
     ]
     if sure:
-        first, wanted = sure[0]
+        said, wanted = sure[0]
         found["suspicious"] = (
             f"at {len(sure)} of {len(pairs)} tokens the model is sure of another than is there; "
-            f"first of {first!r} in place of {wanted!r}"
+            f"first of {said!r} in place of {wanted!r}"
         )
     return found
 

@@ -67,7 +67,8 @@ figure svg text { font-family: inherit !important; font-variant-numeric: tabular
 .key { display: inline-flex; align-items: baseline; gap: .45em; }
 .key::before { content: ""; width: 1.3em; height: 0; border-top: 2.5px solid var(--line);
   align-self: center; }
-.key.dash1::before { border-top-style: dashed; width: 1.7em; } .key.dash2::before { border-top-style: dotted; }
+.key.dash1::before { border-top-style: dashed; width: 1.7em; }
+.key.dash2::before { border-top-style: dotted; width: 1.7em; }
 .train { --line: var(--train); } .heldout { --line: var(--heldout); }
 .mark { --line: var(--mark); } .run1 { --line: var(--run1); } .run2 { --line: var(--run2); }
 .run3 { --line: var(--run3); } .run4 { --line: var(--run4); } .run5 { --line: var(--run5); }

@@ -146,7 +146,7 @@ def comparison(runs: Sequence[Contender], config: Mapping[str, Sequence[str]]) -
         and (name.removeprefix(TEST) != LOSS or same_loss)
         and (at := _best(name.removeprefix(TEST), row)) is not None
     }
-    level, reached = _common_level(runs) if same_loss else (None, [])
+    level, reached = _shared_level(runs) if same_loss else (None, [])
     return Comparison(
         runs=runs, config=config, same_rows=same_rows, values=values, best=best, level=level,
         reached=reached,
@@ -194,7 +194,7 @@ def _best(name: str, values: Sequence[float | None]) -> int | None:
     return -max(finite)[1]
 
 
-def _common_level(runs: Sequence[Contender]) -> tuple[float | None, list[Result]]:
+def _shared_level(runs: Sequence[Contender]) -> tuple[float | None, list[Result]]:
     lowest = [min((result.loss for result in run.results), default=None) for run in runs]
     if len(runs) < 2 or any(loss is None for loss in lowest):
         return None, []
