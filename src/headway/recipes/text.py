@@ -28,8 +28,8 @@ from headway.recipes.batching import Order, groups, longest_rows, part_of, rows_
 from headway.recipes.language_model import counts
 from headway.records import Evaluation, RowLoss
 
-SURE_NATS, UNLIKELY_NATS = 0.105, 4.6
-"""-log of 0.9 and of 0.01: of a token the model is sure, and of one it holds unlikely."""
+SURE_NATS, UNLIKELY_NATS = 0.051, 6.9
+"""-log of 0.95 and of 0.001: of a token the model is sure, and of one it holds unlikely."""
 
 
 @dataclass(frozen=True, slots=True)
