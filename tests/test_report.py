@@ -22,6 +22,7 @@ from headway.report.checkpoint_view import checkpoint_details
 from headway.report.curves import run_charts, run_marks
 from headway.report.figures import columns
 from headway.report.html import Extras, report_html
+from headway.report.script import SCRIPT
 from headway.report.summary import best_evaluation, summarise
 from headway.report.terminal import plot
 from headway.report.timeline import measured, smoothed, thinned, timeline, trend
@@ -128,10 +129,11 @@ def page() -> str:
     return report_html(fake_run.journal(steps=600), name="</title><img src=//x>", extras=extras)
 
 
-def test_the_page_asks_nothing_of_the_network_and_runs_no_script(page: str) -> None:
+def test_the_page_asks_nothing_of_the_network_and_runs_no_script_but_its_own(page: str) -> None:
     read = Page(page)
     assert all(reference.startswith("#") for reference in read.references)
-    assert not {"script", "link", "iframe", "object", "form", "base"} & {*read.tags}
+    assert read.tags.count("script") == 1 and f"<script>{SCRIPT}</script>" in page
+    assert not {"link", "iframe", "object", "form", "base"} & {*read.tags}
     assert not re.findall(r"url\((?!#)|@import|https?://(?!www\.w3\.org/)", page)
     assert "default-src 'none'" in page
 
@@ -151,7 +153,7 @@ def test_two_drawings_without_their_prefix_would_share_ids(page: str) -> None:
 
 def test_text_from_data_and_config_cannot_act_in_the_page(page: str) -> None:
     text = Page(page).text
-    assert "<script>alert('x')</script>" in text and "<script" not in page
+    assert "<script>alert('x')</script>" in text and "<script>alert" not in page
     assert (
         text.count("</title><img src=//x>") == 2
         and "16 & <b>" in text
@@ -180,6 +182,18 @@ def test_a_row_given_token_by_token_is_warmer_where_the_model_was_worse() -> Non
     assert warmth[:2] == [("5", "a"), ("100", "&lt;b&gt;")]
     assert "the warmer, the higher the loss" in text
     assert Page(text).open == [] and "<i>Q: &lt;</i>" in text
+
+
+def test_samples_are_shown_as_they_are_and_those_of_the_newest_evaluation_only() -> None:
+    events = fake_run.journal(steps=60, every=30)
+    evaluations = [e for e in events if e["event"] == "evaluation"]
+    for n, event in enumerate(evaluations):
+        event["samples"] = [["<b>Once", f" upon {n} </dd>"], ["", ""]]
+    page = Page(report_html(events, name="r"))
+    assert page.open == [] and "Samples" in page.text and "<b>Once" in page.text
+    assert f" upon {len(evaluations) - 1} </dd>" in page.text and "upon 0" not in page.text
+    assert "greedily" in page.text
+    assert "Samples" not in Page(report_html(fake_run.journal(steps=60, every=30), name="r")).text
 
 
 def test_the_page_says_what_a_person_wants_to_know_first(page: str) -> None:
@@ -223,6 +237,33 @@ def _long_journal(steps: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+def test_the_data_is_told_line_by_line_and_its_warnings_first() -> None:
+    events = fake_run.journal(steps=60, every=30)
+    facts = {"data": ["train: 9 <rows>", "  labels: 3"], "warnings": ["2 rows & more"]}
+    for event in events:
+        if event["event"] == "plan":
+            event["facts"] = {**facts, "model": "m"}
+    text = report_html(events, name="r")
+    data = text[text.index("<h2>Data</h2>") :].partition("</section>")[0]
+    assert data.index("2 rows &amp; more") < data.index("<li>train: 9 &lt;rows&gt;</li>")
+    assert "<li class=inner>labels: 3</li>" in data
+    assert text.count("labels: 3") == 1, "the data is told twice"
+
+
+def test_held_out_figures_are_drawn_over_the_run_beside_their_baseline() -> None:
+    events = fake_run.journal(steps=60, every=20)
+    for event in events:
+        if event["event"] == "evaluation":
+            event["metrics"] |= {"r2": event["step"] / 100}
+            event["baselines"] |= {"r2/constant mean": 0.0}
+    chart = next(c for c in run_charts(timeline(events)) if c.title == "r2")
+    assert [line.label for line in chart.lines] == ["held-out", "constant mean"]
+    assert chart.lines[0].values[-1] == 0.6 and chart.lines[1].values == [0.0, 0.0]
+    assert "constant mean" in report_html(events, name="r")
+    once = [e for e in events if e["event"] != "evaluation" or e["step"] == 60]
+    assert "r2" not in {c.title for c in run_charts(timeline(once))}, "one point is no curve"
+
+
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 5])
 def test_a_journal_that_has_just_begun_makes_a_page_too(keep: int) -> None:
     assert Page(report_html(fake_run.journal()[:keep], name="young")).open == []
@@ -239,7 +280,7 @@ def test_nan_and_infinity_in_a_journal_do_not_break_the_page() -> None:
 def test_a_spike_makes_the_gradient_axis_logarithmic_and_a_calm_curve_keeps_its_own() -> None:
     charts = {chart.name: chart for chart in run_charts(timeline(fake_run.journal()))}
     assert charts["grad"].logarithmic and not charts["loss"].logarithmic
-    assert set(charts) == {"loss", "lr", "grad", "speed", "memory", "cost"}
+    assert set(charts) == {"loss", "lr", "grad", "speed", "memory", "cost", "metric1"}
     free = [{**event, "cost_usd": None} for event in fake_run.journal()]
     assert "cost" not in {chart.name for chart in run_charts(timeline(free))}
 
