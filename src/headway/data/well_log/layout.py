@@ -38,6 +38,8 @@ class Style:
     underline: bool
     centred: bool
     double_frame: bool
+    border: bool
+    """A frame around everything."""
 
 
 def style_of(rng: Random, size: int) -> Style:
@@ -58,6 +60,7 @@ def style_of(rng: Random, size: int) -> Style:
         underline=rng.random() < 0.4,
         centred=rng.random() < 0.75,
         double_frame=rng.random() < 0.3,
+        border=rng.random() < 0.3,
     )
 
 
