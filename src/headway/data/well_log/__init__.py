@@ -118,7 +118,7 @@ def _finished(folder: Path, identity: dict[str, Any], force: bool) -> dict[str, 
     foreign = [name for name in _OURS if (folder / name).exists()]
     if known is None and foreign:
         raise DataError(
-            f"{folder / foreign[0]}: is there already, and no {MANIFEST} says that it was made here. "
+            f"{folder / foreign[0]}: is there already, and no {MANIFEST} says it was made here. "
             "Choose another folder; this one is not touched, with --force neither"
         )
     if known is None:
@@ -141,7 +141,7 @@ def _finished(folder: Path, identity: dict[str, Any], force: bool) -> dict[str, 
 
 
 def _clear(folder: Path) -> None:
-    """Remove a generation; killed in between, what is left still says that it is one, unfinished."""
+    """Remove a generation; killed in between, what is left still says that it is one."""
     shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
     (folder / _PARTIAL).mkdir()
     _replace(folder / _PARTIAL / "options.json", _json({"kind": _KIND}))

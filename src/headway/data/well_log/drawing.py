@@ -15,7 +15,7 @@ from headway.data.page_text import Boxes, Field, Grid, Lines, Pairs, Part, Title
 from headway.data.well_log.fonts import face, fitting, width_px
 from headway.data.well_log.layout import Style
 
-SMALLEST = 9
+SMALLEST = 10
 """Pixels of the smallest letters there are."""
 _INK = 0
 _BORDER_PX = 14

@@ -50,7 +50,7 @@ def style_of(rng: Random, size: int) -> Style:
         title_font=rng.choice(TITLES),
         size=size,
         title_scale=rng.uniform(1.25, 2.0),
-        label_scale=rng.choice((0.8, 0.9, 1.0)),
+        label_scale=rng.choice((0.85, 0.95, 1.0)),
         frame=rng.choice(("grid", "grid", "rows", "outline", "none")),
         rule=rng.choice((1, 1, 2, 2, 3)),
         pad=rng.randint(3, 8),

@@ -143,7 +143,7 @@ def _worn(grey: Grey, light: Grey, rng: np.random.Generator, wear: Wear, amount:
     grey = grey + _noise((height, width), rng) * (rng.random() * wear.noise * amount)
     for _ in range(rng.poisson(1.2 * amount)):
         column = int(rng.integers(0, width))
-        grey[:, column : column + int(rng.integers(1, 3))] += rng.uniform(-60, 60) * amount
+        grey[:, column : column + int(rng.integers(1, 3))] += rng.uniform(-35, 60) * amount
     if height > 200 and rng.random() < 0.3 * amount:
         row = int(rng.integers(height // 8, height - height // 8))
         grey[row : row + 2] += 50 * amount  # folded: the ink came off
@@ -167,7 +167,7 @@ def _copied(grey: Grey, light: Grey, rng: np.random.Generator) -> Grey:
     """
     flat = grey * (255 / light) ** 0.85
     darkest, paper = np.percentile(flat[::4, ::4], [1, 70])
-    threshold = darkest + (paper - darkest) * rng.uniform(0.5, 0.66)
+    threshold = darkest + (paper - darkest) * rng.uniform(0.58, 0.72)
     hardness = rng.uniform(4, 14)
     return np.asarray(np.clip((flat - threshold) * hardness + 128, 0, 255), dtype=np.float32)
 
