@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("PIL", reason="the extra vision is not installed")
@@ -237,6 +237,7 @@ def test_neighbouring_serial_numbers_are_different_wells_too():
 
 @given(st.text("0123456789.,- @ABC°", max_size=12), st.integers(0, 99))
 def test_a_value_like_another_keeps_its_shape(example, seed):
+    assume(not re.search("-[A-Z]{3}-", example))  # a day is another day
     made = like(example, Random(seed))
     assert re.sub(r"\d", "0", made) == re.sub(r"\d", "0", example)
 
