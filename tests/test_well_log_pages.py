@@ -102,6 +102,16 @@ def test_a_text_drawn_otherwise_would_be_seen(monkeypatch):
         check_page(page_at(Options(train=1, eval=0, noise=0), Sources(), "train", 0))
 
 
+@pytest.mark.parametrize("size", ["page", "crop"])
+def test_every_page_says_which_well_it_is(size):
+    for name in (None, str(shared("las"))):
+        options = Options(train=1, eval=1, noise=0, size=size, las=name)
+        sources = sources_of(options)["train"]
+        for index in range(20):
+            page = page_at(options, sources, "train", index)
+            assert page.well.name in {value for _, value in page.fields}, page.answer
+
+
 def capture(monkeypatch):
     """(sheet, size, corner) of every page painted from now on."""
     seen = []

@@ -29,7 +29,7 @@ def contact_sheet(folder: Path, to: Path, *, pages: int = 20, width_px: int = 12
 
 
 def _images(folder: Path, most: int) -> list[Path]:
-    found = []
+    found: list[Path] = []
     for side in ("eval", "train"):
         lines = (folder / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
         found += [folder / json.loads(line)["image"] for line in lines[: most - len(found)]]

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 
 from headway.data.order import row_at
-from headway.data.page_text import Field, Lines, Part, fields, markdown
+from headway.data.page_text import Field, Lines, Pairs, Part, Title, fields, markdown
 from headway.data.well_log import scan, tracks
 from headway.data.well_log.drawing import SMALLEST, Rule, Sheet, Text, paint, set_parts
 from headway.data.well_log.fonts import LABELS, VALUES, face, fitting, width_px
 from headway.data.well_log.invented import MOST_WELLS
 from headway.data.well_log.layout import Style, compose, style_of, template
 from headway.data.well_log.wells import Fact, Sources, Well, well_at
-from headway.errors import ConfigError, DataError
+from headway.errors import ConfigError
 
 Side = Literal["train", "eval"]
 Size = Literal["page", "crop", "strip"]
@@ -130,7 +130,7 @@ def _page(well: Well, rng: Random, _: int) -> Drawn:
     style = style_of(rng, rng.randint(17, 23))
     parts = compose(well, rng)
     sheet = set_parts(parts, style, width - 2 * margin)
-    while sheet.y > _HIGHEST_PX - 2 * margin and len(parts) > 2:
+    while sheet.y > _HIGHEST_PX - 2 * margin and len(parts) > _fewest(parts):
         parts = parts[:-1]
         sheet = set_parts(parts, style, width - 2 * margin)
     below = rng.choice((0, 0, rng.randint(120, 260)))
@@ -155,14 +155,30 @@ def _crop(well: Well, rng: Random, _: int) -> Drawn:
         if style.size > 13:
             smaller = max(3, style.pad - 1)
             style = replace(style, size=style.size - 1, pad=smaller, gap=max(7, style.gap - 4))
-        elif len(parts) > 2:
+        elif len(parts) > _fewest(parts):
             parts = parts[:-1]
         else:
-            raise DataError(f"the header of {well.key} does not fit a crop; leave its file out")
+            parts = (*parts[:-1], _without_its_last(parts[-1]))
     image = paint(sheet, (width, height), (margin, margin), rng)
     if height - margin - sheet.y > 110:
         tracks.draw(image, round(sheet.y) + margin + 20, margin, rng)
     return Drawn(image, sheet, parts)
+
+
+def _fewest(parts: tuple[Part, ...]) -> int:
+    """The titles and what says which well it is: these are never left out."""
+    return 1 + sum(isinstance(part, Title) for part in parts)
+
+
+def _without_its_last(part: Part) -> Part:
+    """A row or line less; what has only one stays."""
+    match part:
+        case Lines(pairs) if len(pairs) > 1:
+            return Lines(pairs[:-1])
+        case Pairs(rows, title) if len(rows) > 1:
+            return Pairs(rows[:-1], title)
+        case _:
+            return part
 
 
 def _shortened(well: Well, rng: Random) -> Well:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Grey = NDArray[np.float32]
+Grey = NDArray[np.floating[Any]]
 """[height, width], 0 black to 255 white."""
 
 
@@ -47,7 +47,7 @@ def scanned(image: Any, rng: np.random.Generator, wear: Wear, amount: float) -> 
     if amount <= 0:
         return _encoded(image, "PNG", optimize=False, compress_level=6), ".png"
     tilted = _tilted(image, rng, wear, amount)
-    grey = np.asarray(tilted, dtype=np.float32)
+    grey: Grey = np.asarray(tilted, dtype=np.float32)
     light = _paper(grey.shape, rng, wear, amount)
     grey = _faded(grey, rng, amount) * light / 255
     grey = _worn(grey, light, rng, wear, amount)
@@ -87,7 +87,7 @@ def _smooth(shape: tuple[int, ...], rng: np.random.Generator, cells: int) -> Gre
     rows = max(2, round(cells * shape[0] / max(shape)))
     columns = max(2, round(cells * shape[1] / max(shape)))
     small = (rng.random((rows, columns)) * 255).astype(np.uint8)
-    wide = Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC)
+    wide = Image.fromarray(small).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(wide, dtype=np.float32) / 255
 
 
