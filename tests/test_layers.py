@@ -33,7 +33,16 @@ RUN = {
     "api", "demo", "checks", "checking", "devices", "doctor", "foreseen",
     "planning",
 }  # fmt: skip
-VIEWERS = {"viewing", "results", "bucket", "copies", "joining", "uploading", "watching"}
+VIEWERS = {
+    "viewing",
+    "comparing",
+    "results",
+    "bucket",
+    "copies",
+    "joining",
+    "uploading",
+    "watching",
+}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -44,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": GROUND | ENGINE | PARTS | {"config"},  # config: what sections look like
     **{name: GROUND | ROOMS | ENGINE | VIEWERS | RUN for name in RUN},
     "viewing": GROUND | ROOMS,
+    "comparing": GROUND | ROOMS | {"viewing"},
     "results": GROUND | ROOMS | {"viewing"},
     "bucket": GROUND | ROOMS | {"viewing"},
     "copies": GROUND | ROOMS | {"bucket", "viewing"},

@@ -52,6 +52,40 @@ class StepReport:
     """None: the optimizer was run."""
 
 
+PICTURE_KINDS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
+"""How a picture's file begins, and how its name ends."""
+
+Mark = Literal["added", "missing", "changed"]
+"""Of a piece of text: said but not wanted, wanted but not said, other than it should be."""
+Piece = tuple[str, float | Mark | None]
+"""A part of a text and what is to be seen of it: a loss in nats (the higher, the warmer), a mark,
+or None for nothing. A list of them (in JSON ``[text, mark]``) is shown as one running text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A picture of a held-out row: a scanned page, a rendered part. ValueError if it is none."""
+
+    data: bytes = field(repr=False)
+    """A PNG or JPEG file. Up to 200 kB is best: a report leaves out what it has no room for."""
+    says: str = ""
+    """What there is to see, in a few words: stands below it, and for those who cannot see it."""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            raise ValueError(f"a picture must be PNG or JPEG; these bytes begin {self.data[:8]!r}")
+
+    @property
+    def kind(self) -> str:
+        """``png`` or ``jpg``."""
+        return picture_kind(self.data)
+
+
+def picture_kind(data: bytes) -> str:
+    """``png`` or ``jpg``, by its first bytes; empty for anything else."""
+    return next((kind for begin, kind in PICTURE_KINDS.items() if data.startswith(begin)), "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLoss:
     """One held-out row and how badly the model did on it: what a person is shown."""
@@ -61,8 +95,11 @@ class RowLoss:
     """Mean over the row's loss units."""
     weight: float
     shown: Mapping[str, Any] = field(default_factory=dict)
-    """What the recipe can show of the row: ``where``, ``prompt``, ``reference``, ``prediction``
-    …"""
+    """What the recipe can show of the row, by title: ``prompt``, ``reference``, ``prediction``, …
+    Each is a text or a number, a list of ``Piece``, a ``Picture`` or a list of them (side by side),
+    or a chain (``docs/writing-a-recipe.md``). Four names are not shown as they are but used:
+    ``where`` the row came from, how large its ``error`` is and its ``length`` (numbers to sort by),
+    and ``suspicious``: in a few words, why its label may be what is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

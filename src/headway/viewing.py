@@ -144,23 +144,30 @@ def runs_in(folder: Path) -> Iterator[Path]:
 
 def write_report(run: str | Path, to: Path | None = None) -> Path:
     """Render a run's report to ``to`` (``report.html`` in the run) and return where it is."""
-    from headway.evals import whole
+    from headway.evals import pictures, whole
     from headway.report.html import Extras, report_html
 
     view = open_run(run)
     checkpoints = view.checkpoints()
+    told, found = view.told, {}
+    if told.evaluations:
+        *earlier, newest = told.evaluations
+        newest = whole(view.path, newest)
+        told = replace(told, evaluations=[*earlier, newest])
+        found = pictures(view.path, newest)
     extras = Extras(
         config_lines=changed_lines(config_tree(view.path)),
         commands=commands(view),
         checkpoints={checkpoint.step: checkpoint.bytes for checkpoint in checkpoints},
-        tested=[found for c in checkpoints if (found := tested(view.path, c))],
+        tested=[test for c in checkpoints if (test := tested(view.path, c))],
+        pictures=found,
     )
-    told = view.told
-    if told.evaluations:
-        *earlier, newest = told.evaluations
-        told = replace(told, evaluations=[*earlier, whole(view.path, newest)])
     text = report_html(told, name=view.name, writer_pid=view.writer_pid, extras=extras)
-    target = to or view.path / REPORT_FILE
+    return written(text, to or view.path / REPORT_FILE)
+
+
+def written(text: str, target: Path) -> Path:
+    """A page on disk, whole or not at all; ConfigError where it cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".partial-{target.name}")

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from headway.evals import as_json
 from headway.records import Evaluation, StepReport, StopReason
 from headway.report.figures import Figures, counts, figures
 from headway.report.words import rows_in_words
@@ -172,8 +173,7 @@ class JsonLines:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         # Its tables may hold every prediction; they are on disk.
-        found = replace(evaluation, tables={}, observed=())
-        self._write("evaluation", dataclasses.asdict(found))
+        self._write("evaluation", as_json(replace(evaluation, tables={}, observed=())))
 
     def say(self, what: str) -> None:
         self._write("note", {"what": what})

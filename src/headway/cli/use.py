@@ -34,20 +34,20 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure a checkpoint on rows that it was not trained on; kept under evals/."""
-    import dataclasses
     import json as json_module
 
     from headway.api import load_run
     from headway.cli.progress import measured
     from headway.cli.tables import show_table
     from headway.errors import ConfigError
+    from headway.evals import as_json
     from headway.report.figures import figures, grid
 
     if split not in ("eval", "test"):
         raise ConfigError(f"--split {split}: write eval or test")
     trained = load_run(run, step, data=True)
     found = trained.evaluate(split="test" if split == "test" else "eval")
-    facts = dataclasses.asdict(found)
+    facts = as_json(found)
     if json:
         typer.echo(json_module.dumps(facts))
     else:

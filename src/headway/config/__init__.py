@@ -7,7 +7,7 @@ with the same fingerprint learn the same thing.
 *Does not promise*: that data or models exist (preflight asks), or that the run fits the machine.
 """
 
-from headway.config.fingerprint import difference, fingerprint, identity
+from headway.config.fingerprint import difference, differing, fingerprint, identity
 from headway.config.load import load_config
 from headway.config.monitor_section import Monitor
 from headway.config.problems import InvalidConfig, Place, Problem
@@ -46,6 +46,7 @@ __all__ = [
     "Train",
     "Upload",
     "difference",
+    "differing",
     "find_recipe",
     "fingerprint",
     "identity",

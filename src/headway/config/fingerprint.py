@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from headway.config.problems import spell
@@ -37,12 +37,18 @@ def fingerprint(config: RunConfig) -> str:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line per key that differs: ``train.learning_rate: 0.0002 -> 0.0003``."""
-    before, after = dict(_leaves(_plain(old))), dict(_leaves(_plain(new)))
-    return [
-        f"{spell(path)}: {_show(before.get(path, ABSENT))} -> {_show(after.get(path, ABSENT))}"
-        for path in dict.fromkeys((*before, *after))
-        if _show(before.get(path, ABSENT)) != _show(after.get(path, ABSENT))
-    ]
+    found = differing([old, new])
+    return [f"{key}: {before} -> {after}" for key, (before, after) in found.items()]
+
+
+def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Each key that is not the same in all of them -> its value in each, as JSON."""
+    leaves = [dict(_leaves(_plain(tree))) for tree in trees]
+    found = {
+        path: [_show(each.get(path, ABSENT)) for each in leaves]
+        for path in dict.fromkeys(path for each in leaves for path in each)
+    }
+    return {spell(path): values for path, values in found.items() if len(set(values)) > 1}
 
 
 def _plain(value: Any) -> Any:

@@ -63,15 +63,34 @@ def token_losses(
     chunk_tokens: int = 256,
 ) -> Tensor:
     """-log p(target) in nats of each supervised token [n], for display. No gradient."""
+    return judged_tokens(hidden, parts, positions, targets, chunk_tokens=chunk_tokens)[0]
+
+
+@torch.no_grad()
+def judged_tokens(
+    hidden: Tensor,
+    parts: Backbone,
+    positions: Tensor,
+    targets: Tensor,
+    *,
+    chunk_tokens: int = 256,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p(target) in nats of each supervised token [n], the likeliest token there [n], and its
+    -log p [n]. For display: no gradient."""
     weight, bias = parts.head.weight, getattr(parts.head, "bias", None)
     dtype = _matmul_dtype(hidden, weight)
     weight = weight.to(dtype)
-    losses = []
+    found = []
     for at, wanted in zip(positions.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
         logits = _logits(hidden[at].to(dtype), weight, bias)
         logits = shape_logits(logits.float(), parts.scale, parts.softcap)
-        losses.append(nn.functional.cross_entropy(logits, wanted, reduction="none"))
-    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+        losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+        top, choice = logits.max(dim=1)
+        found.append((losses, choice, logits.logsumexp(dim=1) - top))
+    if not found:
+        return (hidden.new_zeros(0, dtype=torch.float32), targets, hidden.new_zeros(0))
+    losses, choices, of_choices = (torch.cat(column) for column in zip(*found, strict=True))
+    return losses, choices, of_choices
 
 
 class _RowSums(torch.autograd.Function):

@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from headway.engine.evaluate import undisturbed
 from headway.engine.precision import autocast
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.models.attention import hidden_states, recompute
 from headway.models.backbone import backbone
-from headway.models.lm_loss import lm_row_sums, token_losses
+from headway.models.lm_loss import judged_tokens, lm_row_sums
 from headway.models.tuning import saved_model
 from headway.recipes.batching import Order, groups, longest_rows, part_of, rows_of_step
 from headway.recipes.language_model import counts
 from headway.records import Evaluation, RowLoss
+
+SURE_NATS, UNLIKELY_NATS = 0.105, 4.6
+"""-log of 0.9 and of 0.01: of a token the model is sure, and of one it holds unlikely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,22 @@ class TokenRows(Protocol):
     def lengths(self) -> NDArray[np.int64]:
         """[rows] tokens of each row."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRow:
+    """What the model makes of each supervised token of a row, all before it being given."""
+
+    ids: list[int]
+    """[tokens] of the row."""
+    at: list[int]
+    """[n] places of the supervised ones."""
+    losses: list[float]
+    """[n] -log p of the token that is there, in nats."""
+    choices: list[int]
+    """[n] the token that the model holds likeliest."""
+    of_choices: list[float]
+    """[n] -log p of that."""
 
 
 class NoRows:
@@ -194,28 +214,25 @@ class TextTask:
 
     # ---------------------------------------------------------------- looking at rows
 
-    @torch.no_grad()
-    def losses_of(self, row: int) -> list[tuple[str, float | None]]:
-        """Each token of a held-out row as text, with its loss in nats where it is supervised."""
-        assert self.held is not None and self.tokenizer is not None
+    def judged(self, row: int) -> JudgedRow:
+        """A held-out row token by token, as the evaluation read it."""
+        assert self.held is not None
         inputs = flatten(self.held, [row]).inputs
         device = next(self.model.parameters()).device
         ids = inputs["input_ids"].to(device)
-        with autocast(self.context.precision, device):
+        with undisturbed(self.model, device), autocast(self.context.precision, device):
             hidden = hidden_states(
                 self.model, ids, inputs["position_ids"].to(device), inputs["segment_ends"]
             )
-            losses = token_losses(
+            figures = judged_tokens(
                 hidden,
                 backbone(self.model),
                 inputs["positions"].to(device),
                 inputs["targets"].to(device),
-            ).tolist()
-        by_token = dict(zip((inputs["positions"] + 1).tolist(), losses, strict=True))
-        return [
-            (self.tokenizer.decode([token]), by_token.get(at))
-            for at, token in enumerate(ids[0].tolist())
-        ]
+            )
+        losses, choices, of_choices = (figure.tolist() for figure in figures)
+        at = (inputs["positions"] + 1).tolist()
+        return JudgedRow(ids[0].tolist(), at, losses, choices, of_choices)
 
     def show_worst(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation with what a person should see of its worst rows."""
@@ -227,10 +244,40 @@ class TextTask:
         return replace(evaluation, worst=worst, of_rows=part_of(self.held_total, evaluation))
 
     def _shaded(self, row: RowLoss) -> dict[str, Any]:
-        if self.tokenizer is None:
-            return {}
-        tokens = self.losses_of(row.row)
-        return {"tokens": [[text, None if x is None else round(x, 3)] for text, x in tokens]}
+        return {} if self.tokenizer is None else shaded(self.judged(row.row), self.tokenizer)
+
+
+def shaded(row: JudgedRow, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """``tokens`` with their losses, the model's own ``choices``, the part of these that is another
+    token (``error``), and where the label may be what is wrong (``suspicious``)."""
+
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    loss_at = dict(zip(row.at, row.losses, strict=True))
+    pairs = [(choice, row.ids[at]) for choice, at in zip(row.choices, row.at, strict=True)]
+    found: dict[str, Any] = {
+        "tokens": [
+            (text(token), round(loss_at[at], 3) if at in loss_at else None)
+            for at, token in enumerate(row.ids)
+        ],
+        "choices": [(text(c), "changed" if c != wanted else None) for c, wanted in pairs],
+        "length": len(row.ids),
+    }
+    if pairs:
+        found["error"] = sum(choice != wanted for choice, wanted in pairs) / len(pairs)
+    sure = [
+        (text(choice), text(wanted))
+        for (choice, wanted), loss, of_choice in zip(pairs, row.losses, row.of_choices, strict=True)
+        if of_choice < SURE_NATS and loss > UNLIKELY_NATS
+    ]
+    if sure:
+        first, wanted = sure[0]
+        found["suspicious"] = (
+            f"at {len(sure)} of {len(pairs)} tokens the model is sure of another than is there; "
+            f"first of {first!r} in place of {wanted!r}"
+        )
+    return found
 
 
 def flatten(source: TokenRows, rows: Sequence[int]) -> Microbatch:

@@ -109,6 +109,23 @@ def _notice(notice: Event) -> str:
     return f"{kind}: {what or ', '.join(f'{key} {value}' for key, value in rest.items())}"
 
 
+def data(told: Timeline) -> str:
+    """What became of the rows, line by line, as it was said before step 1."""
+    facts = told.plan.get("facts") or {}
+    lines, warnings = (
+        [str(line) for line in found] if isinstance(found := facts.get(key), list | tuple) else []
+        for key in ("data", "warnings")
+    )
+    if not lines and not warnings:
+        return ""
+    noted = "".join(f"<li>{escape(line)}</li>" for line in warnings)
+    noted = f'<ul class="warned">{noted}</ul>' if noted else ""
+    items = "".join(
+        f"<li{' class=inner' * line.startswith(' ')}>{escape(line.strip())}</li>" for line in lines
+    )
+    return f'<section><h2>Data</h2>{noted}<ul class="lines">{items}</ul></section>'
+
+
 def config(lines: Sequence[str]) -> str:
     """The config keys that were set to something else than their default."""
     if not lines:
@@ -130,7 +147,7 @@ def environment(told: Timeline) -> str:
         *((key, told.plan.get(key)) for key in ("batch_size", "rows_per_epoch")),
         ("parameters", told.plan.get("parameters")),
         ("trainable parameters", told.plan.get("trainable")),
-        *_flat(told.plan.get("facts") or {}, ""),
+        *_flat(_facts(told), ""),
     ]
     sections = (("What was trained", plan), ("Environment", facts))
     return "".join(
@@ -138,6 +155,12 @@ def environment(told: Timeline) -> str:
         for title, pairs in sections
         if (items := _pairs(pairs))
     )
+
+
+def _facts(told: Timeline) -> dict[str, Any]:
+    """The plan's facts that are said nowhere else on the page."""
+    said = ("data", "warnings", "parameters", "trainable")
+    return {k: v for k, v in (told.plan.get("facts") or {}).items() if k not in said}
 
 
 def _flat(tree: Mapping[str, Any], above: str) -> Iterable[tuple[str, Any]]:

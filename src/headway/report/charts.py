@@ -22,7 +22,9 @@ POINTS = 1500
 ROUND = [1, 2, 2.5, 5, 10]
 """Tick distances, times a power of ten."""
 
-Role = Literal["muted", "hairline", "train", "heldout", "mark"]
+Role = Literal[
+    "muted", "hairline", "train", "heldout", "mark", "run1", "run2", "run3", "run4", "run5"
+]
 Palette = Mapping[Role, str]
 
 STAND_INS: Palette = {
@@ -31,6 +33,11 @@ STAND_INS: Palette = {
     "train": "#030303",
     "heldout": "#040404",
     "mark": "#050505",
+    "run1": "#060606",
+    "run2": "#070707",
+    "run3": "#080808",
+    "run4": "#090909",
+    "run5": "#0a0a0a",
 }
 """Drawn with, then replaced by the page's CSS variable of the same name."""
 
@@ -40,7 +47,14 @@ ON_WHITE: Palette = {
     "train": "#2a5d9c",
     "heldout": "#b3541e",
     "mark": "#8a93a0",
+    "run1": "#2a5d9c",
+    "run2": "#b3541e",
+    "run3": "#2f7a4d",
+    "run4": "#8a4a9e",
+    "run5": "#957000",
 }
+DASHES: tuple[Any, ...] = ("solid", (0, (4, 2.5)), (0, (1.2, 2)))
+"""How the lines of one colour are told apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +64,12 @@ class Line:
     label: str
     steps: Sequence[float]
     values: Sequence[float]
-    look: Literal["noisy", "plain", "points"] = "plain"
-    """``noisy``: every value pale, a running mean over it. ``points``: rare, one marker each."""
+    look: Literal["noisy", "mean", "plain", "points"] = "plain"
+    """``noisy``: every value pale, a running mean over it. ``mean``: that alone. ``points``: rare,
+    one marker each."""
     colour: Role = "train"
+    dash: int = 0
+    """Which of ``DASHES``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +82,8 @@ class Chart:
     unit: str = ""
     zero: bool = False
     """Whether the value axis begins at zero."""
+    over: str = "step"
+    """What the lines' ``steps`` are, where they are none."""
 
     @property
     def logarithmic(self) -> bool:
@@ -165,16 +184,21 @@ def _plot_points(axes: Any, line: Line, colour: str) -> None:
     steps, values = thinned(line.steps, line.values, POINTS // 4)
     marker = "o" if len(steps) <= 60 else None
     look = {"linewidth": 1.6, "marker": marker, "markersize": 4, "zorder": 4}
+    look["linestyle"] = DASHES[line.dash]
     axes.plot(steps, values, color=colour, label=line.label, **look)
 
 
 def _plot_curve(axes: Any, line: Line, colour: str) -> None:
-    noisy = line.look == "noisy" and len(line.values) > 60
-    steps, values = thinned(line.steps, line.values, POINTS)
+    noisy = line.look in ("noisy", "mean") and len(line.values) > 60
+    dash = DASHES[line.dash]
     if not noisy:
-        axes.plot(steps, values, color=colour, linewidth=1.6, label=line.label, zorder=2)
+        steps, values = thinned(line.steps, line.values, POINTS)
+        look = {"linewidth": 1.6, "linestyle": dash, "label": line.label, "zorder": 2}
+        axes.plot(steps, values, color=colour, **look)
         return
-    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.32, zorder=2)
+    if line.look == "noisy":
+        steps, values = thinned(line.steps, line.values, POINTS)
+        axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.32, zorder=2)
     mean = smoothed(line.values, reach(len(line.values)))
     every = max(1, len(mean) // (POINTS // 3))
     chosen = sorted({*range(0, len(mean), every), len(mean) - 1})
@@ -183,6 +207,7 @@ def _plot_curve(axes: Any, line: Line, colour: str) -> None:
         [mean[i] for i in chosen],
         color=colour,
         linewidth=1.8,
+        linestyle=dash,
         label=line.label,
         zorder=3,
     )
@@ -241,8 +266,11 @@ def _dress(axes: Any, chart: Chart, width: int) -> None:
     if chart.zero:
         axes.set_ylim(0, 1.12 * axes.dataLim.y1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    axes.xaxis.set_major_locator(MaxNLocator(5 if width < 600 else 8, steps=ROUND, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    by_step = chart.over == "step"
+    most = 5 if width < 600 else 8
+    axes.xaxis.set_major_locator(MaxNLocator(most, steps=ROUND, integer=by_step))
+    said = short_count if by_step else tick
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
 
 
 def tick(value: float) -> str:

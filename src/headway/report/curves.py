@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from headway.report.charts import Chart, Line, Marks
+from headway.report.figures import figures
 from headway.report.summary import held_out_loss
 from headway.report.timeline import Event, Timeline, series
 from headway.report.words import number
@@ -55,7 +56,27 @@ def run_charts(told: Timeline) -> list[Chart]:
         ),
     ]
     charts[0].lines.extend(_held_out_line(held_out))
+    charts[1:1] = metric_charts(told.evaluations)
     return [chart for chart in charts if chart.lines]
+
+
+def metric_charts(evaluations: Sequence[Event]) -> list[Chart]:
+    """The main figures on held-out rows over the run, but for the loss; each with its baseline."""
+    found = figures(evaluations[-1]) if len(evaluations) > 1 else None
+    charts = []
+    for n, name in enumerate(found.main if found else ()):
+        values: list[Event] = [
+            {"step": e["step"], "value": (e.get("metrics") or {}).get(name)} for e in evaluations
+        ]
+        lines = _held_out_line(values, "value")
+        if name == "loss" or not lines:
+            continue
+        ends = [lines[0].steps[0], lines[0].steps[-1]]
+        for baseline, value in list(found.beside(name).items())[:1] if found else ():
+            level = Line(label=baseline, steps=ends, values=[value] * 2, colour="mark", dash=1)
+            lines.append(level)
+        charts.append(Chart(name=f"metric{n}", title=name.replace("_", " "), lines=lines))
+    return charts
 
 
 def _lines(events: Sequence[Event], key: str, *, noisy: bool = False) -> list[Line]:
@@ -67,8 +88,8 @@ def _lines(events: Sequence[Event], key: str, *, noisy: bool = False) -> list[Li
     return [Line(label="training", steps=steps, values=values, look=look)]
 
 
-def _held_out_line(losses: Sequence[Event]) -> list[Line]:
-    steps, values = series(losses, "loss")
+def _held_out_line(measured: Sequence[Event], key: str = "loss") -> list[Line]:
+    steps, values = series(measured, key)
     held_out = Line(label="held-out", steps=steps, values=values, look="points", colour="heldout")
     return [held_out] if steps else []
 
@@ -76,8 +97,12 @@ def _held_out_line(losses: Sequence[Event]) -> list[Line]:
 def in_words(chart: Chart) -> str:
     """A chart for those who cannot see it: where each line begins and ends."""
     lines = (
-        f"{line.label} from {number(line.values[0])} at step {line.steps[0]:.0f} "
-        f"to {number(line.values[-1])} at step {line.steps[-1]:.0f}"
+        f"{line.label} from {number(line.values[0])} at {chart.over} {_place(chart, line, 0)} "
+        f"to {number(line.values[-1])} at {chart.over} {_place(chart, line, -1)}"
         for line in chart.lines
     )
     return f"{chart.title}: {'; '.join(lines)}"
+
+
+def _place(chart: Chart, line: Line, at: int) -> str:
+    return f"{line.steps[at]:.0f}" if chart.over == "step" else number(line.steps[at])

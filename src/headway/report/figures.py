@@ -16,6 +16,16 @@ from headway.report.words import count, number
 MAIN = 5
 """Figures that are shown where there is no room for all; the loss is one of them."""
 
+LOWER = frozenset({
+    "loss", "perplexity", "bits", "mse", "rmse", "mae", "ece", "brier", "error", "errors",
+    "distance", "deviation", "gap", "cer", "wer",
+})  # fmt: skip
+HIGHER = frozenset({
+    "accuracy", "r2", "auc", "pearson", "spearman", "f1", "precision", "recall", "iou", "match",
+    "matches", "correct", "valid", "similarity",
+})  # fmt: skip
+"""Words of a metric's name that say which way is better."""
+
 Place = tuple[str, str]
 """(source, metric); the source of what is over all rows is empty."""
 
@@ -78,6 +88,16 @@ def place_of(key: str) -> Place:
 def counts(name: str) -> bool:
     """Whether a metric is a number of things."""
     return name == "n" or name.startswith("n_")
+
+
+def direction(name: str) -> int:
+    """1 where more of a metric is better, -1 where less is, 0 where its name does not say.
+
+    The last word that says it counts: an ``error_auc`` is an area, ``mae_low`` an error.
+    """
+    words = name.rpartition("/")[2].partition("_with")[0].split("_")
+    known = [word for word in words if word in LOWER or word in HIGHER]
+    return 0 if not known else 1 if known[-1] in HIGHER else -1
 
 
 def said(name: str, value: float | None, digits: int = 4) -> str:

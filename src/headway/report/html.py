@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 
@@ -11,7 +11,7 @@ from headway.report import appendix
 from headway.report.charts import Chart, Marks, reach, svg
 from headway.report.curves import in_words, run_charts, run_marks
 from headway.report.evaluations import evaluations
-from headway.report.page import PAGE, STYLE
+from headway.report.page import page
 from headway.report.prose import key_figures, lead
 from headway.report.summary import Summary, summarise
 from headway.report.timeline import Event, Timeline, timeline
@@ -31,6 +31,8 @@ class Extras:
     """Step -> bytes of the checkpoints on disk; None: not looked at."""
     tested: Sequence[Event] = ()
     """What was measured on test rows, by step."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """The worst rows' pictures by name."""
     written_at: datetime | None = None
 
 
@@ -50,7 +52,8 @@ def report_html(
         _header(summary, told),
         _curves(told, marks),
         evaluations(told, extras.tested),
-        worst_rows(told),
+        worst_rows(told, extras.pictures),
+        appendix.data(told),
         appendix.attempts(told),
         appendix.checkpoints(told, extras.checkpoints),
         appendix.notices(told),
@@ -60,7 +63,7 @@ def report_html(
         appendix.footer(summary, extras.written_at or datetime.now(UTC)),
     )
     body = "\n".join(section for section in sections if section)
-    return PAGE.substitute(title=escape(f"{name} · headway"), style=STYLE, body=body)
+    return page(f"{name} · headway", body, acts='id="orders"' in body)
 
 
 def _header(summary: Summary, told: Timeline) -> str:
@@ -85,36 +88,56 @@ def _curves(told: Timeline, marks: Marks) -> str:
     if not charts:
         return ""
     first, rest = charts[0], charts[1:]
-    pairs = "".join(_figure(chart, marks) for chart in rest)
+    pairs = "".join(
+        small_figure(chart, marks, key_spans(chart) if len(chart.lines) > 1 else "")
+        for chart in rest
+    )
     legend = ["Triangles on the step axis: checkpoints (hollow: deleted since)."]
     if marks.restarts:
         legend.insert(0, "Dashed lines: where a later attempt went back to and continued.")
     return (
         f"<section><h2>Curves</h2>{_loss_figure(first, marks)}"
         f'<div class="pair">{pairs}</div>'
-        f'<p class="note" style="margin-top:1.2rem">{" ".join(legend)}</p></section>'
+        f'<p class="note after">{" ".join(legend)}</p></section>'
     )
 
 
 def _loss_figure(chart: Chart, marks: Marks) -> str:
-    keys = "".join(
-        f'<span class="key {escape(line.colour)}">{escape(line.label)}</span>'
-        for line in chart.lines
-    )
-    says = in_words(chart)
+    keys = key_spans(chart)
     noisy = [line for line in chart.lines if line.look == "noisy" and len(line.values) > 60]
     if noisy:
         near = reach(len(noisy[0].values))
         keys += f"<span>pale: every step; strong: mean over ±{count(near)} steps</span>"
+    return wide_figure(chart, marks, keys)
+
+
+def wide_figure(chart: Chart, marks: Marks, caption: str = "") -> str:
+    """A figure as broad as the page, and another drawing of it for a phone."""
+    says = in_words(chart)
     return (
-        f"<figure><h3>{escape(chart.title)}</h3><figcaption>{keys}</figcaption>"
+        f"<figure><h3>{title_of(chart)}</h3><figcaption>{caption}</figcaption>"
         f'<div class="wide">{svg(chart, marks, 920, 330, says)}</div>'
         f'<div class="narrow">{svg(chart, marks, 400, 290, says)}</div></figure>'
     )
 
 
-def _figure(chart: Chart, marks: Marks) -> str:
+def small_figure(chart: Chart, marks: Marks, caption: str = "") -> str:
+    """One of two figures side by side."""
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    drawing = svg(chart, marks, 440, 200, in_words(chart))
+    return f"<figure><h3>{title_of(chart)}</h3>{below}{drawing}</figure>"
+
+
+def title_of(chart: Chart) -> str:
+    """What is drawn, and in which unit."""
     unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
     unit += ' <span class="unit">(logarithmic)</span>' if chart.logarithmic else ""
-    drawing = svg(chart, marks, 440, 200, in_words(chart))
-    return f"<figure><h3>{escape(chart.title)}{unit}</h3>{drawing}</figure>"
+    return escape(chart.title) + unit
+
+
+def key_spans(chart: Chart) -> str:
+    """Which line is which."""
+    return "".join(
+        f'<span class="key {line.colour} dash{line.dash}">{escape(line.label)}</span>'
+        for line in chart.lines
+    )

@@ -1,10 +1,12 @@
-"""The report's page: its skeleton and its style. No script, no font file, nothing from outside."""
+"""The report's page: its skeleton and its style. No font file, nothing from outside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from html import escape
 from string import Template
+
+from headway.report.script import SCRIPT, script_hash
 
 STYLE = """
 :root {
@@ -12,12 +14,14 @@ STYLE = """
   --paper: #fdfdfc; --raised: #f5f5f2; --ink: #1d2126; --muted: #5b6470; --hairline: #e3e5e8;
   --train: #2a5d9c; --heldout: #b3541e; --mark: #9aa1ab;
   --good: #2f7a4d; --wait: #2a5d9c; --bad: #a83232;
+  --run1: #2a5d9c; --run2: #b3541e; --run3: #2f7a4d; --run4: #8a4a9e; --run5: #957000;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --paper: #14171b; --raised: #1c2025; --ink: #e3e6ea; --muted: #98a2ae; --hairline: #2b3138;
     --train: #7fb1ea; --heldout: #e6a06f; --mark: #6c7683;
     --good: #78c596; --wait: #7fb1ea; --bad: #ec8f8f;
+    --run1: #7fb1ea; --run2: #e6a06f; --run3: #78c596; --run4: #cba0e3; --run5: #d6bd5c;
   }
 }
 * { box-sizing: border-box; }
@@ -63,7 +67,20 @@ figure svg text { font-family: inherit !important; font-variant-numeric: tabular
 .key { display: inline-flex; align-items: center; gap: .45em; }
 .key::before { content: ""; width: 1.1em; height: 0; border-top: 2.5px solid var(--line);
   border-radius: 2px; }
+.key.dash1::before { border-top-style: dashed; } .key.dash2::before { border-top-style: dotted; }
 .train { --line: var(--train); } .heldout { --line: var(--heldout); }
+.mark { --line: var(--mark); } .run1 { --line: var(--run1); } .run2 { --line: var(--run2); }
+.run3 { --line: var(--run3); } .run4 { --line: var(--run4); } .run5 { --line: var(--run5); }
+.lines { margin: 1rem 0 0; padding: 0; list-style: none; font-size: .925rem; max-width: 52rem; }
+.lines li { padding: .12rem 0 .12rem 1.2rem; text-indent: -1.2rem; overflow-wrap: anywhere; }
+.lines .inner { padding-left: 2.6rem; color: var(--muted); font-size: .875rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; position: sticky; top: 0; z-index: 1;
+  max-width: none; margin: .6rem 0 0; padding: .5rem 0; background: var(--paper);
+  font-size: .925rem; }
+.after { margin-top: 1.2rem; }
+.settings td.text { white-space: normal; overflow-wrap: anywhere; min-width: 9rem;
+  max-width: 22rem; }
+.warned { margin: 1rem 0 0; padding-left: 1.1rem; max-width: 52rem; }
 .scroll { overflow-x: auto; margin: 1rem 0 0; }
 table { border-collapse: collapse; min-width: 60%; font-size: .9rem; }
 th, td { padding: .42rem 2rem .42rem 0; text-align: right; white-space: nowrap;
@@ -96,6 +113,24 @@ tr.best td.baseline { font-weight: 400; }
 .row dd i { color: var(--muted); font-style: normal; }
 .row dd b { font-weight: inherit; border-radius: 2px; background: color-mix(in srgb,
   color-mix(in srgb, var(--heldout) 60%, transparent) var(--warmth), transparent); }
+.row .second { margin-right: auto; }
+.row ins { text-decoration: underline; text-decoration-thickness: .12em; border-radius: 2px;
+  background: color-mix(in srgb, var(--good) 24%, transparent); }
+.row del { border-radius: 2px; background: color-mix(in srgb, var(--bad) 22%, transparent); }
+.row mark { color: inherit; border-radius: 2px;
+  background: color-mix(in srgb, var(--train) 24%, transparent); }
+.row[hidden] { display: none; }
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem 1.2rem; white-space: normal; }
+.pictures figure { margin: 0; max-width: 100%; }
+.pictures img { display: block; max-width: 100%; max-height: 32rem; height: auto;
+  border-radius: .25rem; background: #fff; }
+#orders { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1.2rem 0 0; }
+#orders[hidden] { display: none; }
+#orders button { font: inherit; font-size: .875rem; padding: .25rem .85rem; cursor: pointer;
+  color: var(--muted); background: none; border: 1px solid var(--hairline); border-radius: 1em; }
+#orders button:hover { color: var(--ink); border-color: var(--mark); }
+#orders button[aria-pressed="true"] { color: var(--paper); background: var(--ink);
+  border-color: var(--ink); }
 .chain { margin: 0; padding: 0; list-style: none; counter-reset: step; }
 .chain li { counter-increment: step; position: relative; margin: 0 0 .3rem;
   padding: .4rem .7rem .45rem 2.2rem; border-radius: .3rem; white-space: normal;
@@ -137,7 +172,9 @@ footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hair
   h2 { margin-top: 2rem; } h2, h3 { break-after: avoid; }
   .wide { display: block !important; } .narrow { display: none !important; }
   .pair { grid-template-columns: 1fr 1fr; }
+  .legend { position: static; }
   .scroll { overflow: visible; } tr { break-inside: avoid; }
+  #orders { display: none; }
   .row, pre { border: 1px solid var(--hairline); background: none; }
 }
 """
@@ -148,7 +185,7 @@ PAGE = Template("""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src $allowed">
 <title>$title</title>
 <style>$style</style>
 </head>
@@ -156,23 +193,37 @@ PAGE = Template("""<!doctype html>
 <main>
 $body
 </main>
-</body>
+$script</body>
 </html>
 """)
 
 
-def table(head: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A table. ``head``: (class of the column, title); ``rows``: (class of the row, cells)."""
-    top = "".join(f'<th class="{kind}">{escape(title)}</th>' for kind, title in head)
-    body = "".join(
-        f'<tr class="{kind}">'
-        + "".join(
-            f'<td class="{column}">{escape(cell)}</td>'
-            for (column, _), cell in zip(head, cells, strict=True)
-        )
-        + "</tr>"
-        for kind, cells in rows
+def page(title: str, body: str, *, acts: bool = False) -> str:
+    """A whole page. ``acts``: it holds worst rows, which the script puts in order."""
+    return PAGE.substitute(
+        title=escape(title),
+        style=STYLE,
+        body=body,
+        allowed=f"'{script_hash()}'" if acts else "'none'",
+        script=f"<script>{SCRIPT}</script>\n" if acts else "",
     )
+
+
+def table(
+    head: Sequence[tuple[str, str]],
+    rows: Iterable[tuple[str, Sequence[str]]],
+    strong: Container[tuple[int, int]] = (),
+) -> str:
+    """A table. ``head``: (class of the column, title); ``rows``: (class of the row, cells);
+    ``strong``: (row, column) of cells that stand out."""
+    top = "".join(f'<th class="{kind}">{escape(title)}</th>' for kind, title in head)
+    body = ""
+    for n, (kind, cells) in enumerate(rows):
+        body += f'<tr class="{kind}">'
+        for m, ((column, _), cell) in enumerate(zip(head, cells, strict=True)):
+            inner = f"<strong>{escape(cell)}</strong>" if (n, m) in strong else escape(cell)
+            body += f'<td class="{column}">{inner}</td>'
+        body += "</tr>"
     return (
         f'<div class="scroll"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

@@ -1,164 +1,161 @@
-"""The held-out rows the model was worst at, as a person reads them: texts, tokens, chains.
-
-A chain is ``steps``, each with ``text``, ``predicted`` and ``target`` (None: not labelled); beside
-it ``kinds``, what is wrong with each step, and ``range``, the lowest and the highest target.
-"""
+"""The held-out rows the model was worst at, to be read, and put in order by what is looked for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from headway.report import shown
+from headway.report.shown import Pictures
 from headway.report.timeline import Timeline, measured
 from headway.report.words import count, number
 
-TOKEN_LIMIT = 400
-"""Tokens of a row that are shown; the rest is counted."""
-STEP_LIMIT = 40
-"""Steps of a chain that are shown; the rest is counted."""
-TEXT_LIMIT = 1500
-"""Characters of one text of a row that are shown; the rest is counted."""
 FIRST = ("problem", "steps", "prompt", "reference", "prediction")
 """What is shown first, in this order; the rest as the recipe gives it."""
+STRONGLY = 0.8
+"""A label and a prediction so far apart, as a part of the range, disagree strongly."""
+ORDERS = (("loss", "highest loss"), ("error", "highest error"), ("length", "longest"))
 
 
-def worst_rows(told: Timeline) -> str:
-    """The worst rows of the newest evaluation that names any."""
+def worst_rows(told: Timeline, pictures: Pictures | None = None) -> str:
+    """The worst rows of the newest evaluation that names any. ``pictures``: by name."""
     evaluation = next((e for e in reversed(told.evaluations) if e.get("worst")), None)
     if evaluation is None:
         return ""
-    shown = [row.get("shown") or {} for row in evaluation["worst"]]
-    rows = "".join(_row(row) for row in evaluation["worst"])
+    rows = [facts_of(row) for row in evaluation["worst"]]
+    articles = "".join(_row(row, pictures or {}) for row in rows)
+    return (
+        '<section class="worst"><h2>Worst held-out rows</h2>'
+        f'<p class="note">The {len(rows)} rows with the highest loss of '
+        f"{count(evaluation.get('rows'))}, at step {count(evaluation['step'])}.{_legend(rows)}</p>"
+        f"{_orders(rows)}{articles}</section>"
+    )
+
+
+def facts_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what it is put in order by taken out of what is shown: ``where``, ``error``,
+    ``length``, ``suspicious``, and a chain's ``kinds`` and ``range``."""
+    given = dict(row.get("shown") or {})
+    facts: dict[str, Any] = {key: row.get(key) for key in ("row", "weight")}
+    facts["loss"] = measured(row.get("loss"))
+    facts["where"] = given.pop("where", None)
+    facts["error"] = measured(given.pop("error", None))
+    facts["length"] = measured(given.pop("length", None))
+    facts["suspicious"] = str(given.pop("suspicious", None) or "")
+    steps = given.get("steps")
+    if shown.is_chain(steps):
+        _of_a_chain(facts, given, steps)
+    else:
+        _of_a_text(facts, given)
+    if not given.get("prompt", "-"):
+        del given["prompt"]  # plain text has none
+    return facts | {"shown": given}
+
+
+def _of_a_chain(facts: dict[str, Any], given: dict[str, Any], steps: Sequence[Any]) -> None:
+    kinds, span = given.pop("kinds", None), given.pop("range", None)
+    same = isinstance(kinds, list | tuple) and len(kinds) == len(steps)
+    facts |= {"kinds": kinds if same else [], "range": span}
+    gap = shown.farthest(steps, span)
+    if facts["length"] is None:
+        facts["length"] = float(len(steps))
+    if gap is None:
+        return
+    off, at = gap
+    facts["error"] = off if facts["error"] is None else facts["error"]
+    if off >= STRONGLY and not facts["suspicious"]:
+        label, predicted = (number(measured(steps[at][key]), 2) for key in ("target", "predicted"))
+        facts["suspicious"] = f"step {at + 1} is labelled {label} and predicted {predicted}"
+
+
+def _of_a_text(facts: dict[str, Any], given: dict[str, Any]) -> None:
+    """The reference is drawn token by token where their losses are known."""
+    tokens = given.get("tokens")
+    if shown.is_pieces(tokens):
+        assert isinstance(tokens, list)
+        first = next((n for n, (_, loss) in enumerate(tokens) if loss is not None), None)
+        if first is not None and "reference" in given:
+            given["reference"] = tokens[first:]
+            del given["tokens"]
+    if facts["length"] is None:
+        texts = (given.get(key) for key in ("prompt", "reference"))
+        length = len(tokens) if isinstance(tokens, list) else sum(len(str(t or "")) for t in texts)
+        facts["length"] = float(length)
+
+
+def _legend(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the drawings below mean, as far as there are any."""
+    values = [value for row in rows for value in row["shown"].values()]
+    marks = {mark for value in values if shown.is_pieces(value) for _, mark in value if mark}
     note = ""
-    if any("tokens" in each for each in shown):
+    if any(measured(mark) is not None for mark in marks):
         note += " Tokens: the warmer, the higher the loss there."
-    if any(_is_chain(value) for each in shown for value in each.values()):
+    if marks & {"added", "missing"}:
+        note += " Struck out: wanted, but not said. Underlined: said, but not wanted."
+    if any("choices" in row["shown"] for row in rows):
+        note += (
+            " Choices: what the model would have said at each place of the reference, all before "
+            "it being given; marked where it is something else."
+        )
+    if any(shown.is_chain(value) for value in values):
         note += (
             " Steps: the warmer, the further the prediction (bar) is from the label (stroke). "
             "Doubted is what is predicted below the middle of the range, an error what is labelled "
             "below it."
         )
+    return note
+
+
+def _orders(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Buttons for the page's script, which shows them: without it they could do nothing."""
+    if len(rows) < 2:
+        return ""
+    buttons = [
+        (key, title)
+        for key, title in ORDERS
+        if len({row[key] for row in rows if row[key] is not None}) > 1 or key == "loss"
+    ]
+    doubtful = sum(bool(row["suspicious"]) for row in rows)
+    if doubtful:
+        buttons.append(("suspicious", f"suspicious ({doubtful})"))
+    items = "".join(
+        f'<button type="button" value="{key}" aria-pressed="{"true" if key == "loss" else "false"}"'
+        f">{title}</button>"
+        for key, title in buttons
+    )
+    return f'<div id="orders" role="group" aria-label="Order of the rows" hidden>{items}</div>'
+
+
+def _row(row: Mapping[str, Any], pictures: Pictures) -> str:
+    ordered = [key for key in FIRST if key in row["shown"]]
+    ordered += [key for key in row["shown"] if key not in ordered]
+    items = "".join(
+        f"<dt>{escape(key)}</dt><dd>{_value(row, key, pictures)}</dd>" for key in ordered
+    )
+    if row["suspicious"]:
+        items += f"<dt>suspicious</dt><dd>{escape(row['suspicious'])}</dd>"
+    place = f" · {row['where']}" if row["where"] is not None else ""
+    error = f'<span class="second">error {number(row["error"], 3)}</span>'
+    data = "".join(
+        f' data-{key}="{_sortable(row[key])}"' for key, _ in ORDERS if row[key] is not None
+    )
+    data += ' data-suspicious="1"' * bool(row["suspicious"])
     return (
-        "<section><h2>Worst held-out rows</h2>"
-        f'<p class="note">The {len(shown)} rows with the highest loss of '
-        f"{count(evaluation.get('rows'))}, at step {count(evaluation['step'])}.{note}</p>"
-        f"{rows}</section>"
+        f'<article class="row"{data}><h3>loss {number(row["loss"])}'
+        f"{error * (row['error'] is not None)}<span>row {count(row['row'])} · "
+        f"weight {count(row['weight'])}{escape(place)}</span></h3><dl>{items}</dl></article>"
     )
 
 
-def _row(row: Mapping[str, Any]) -> str:
-    shown = dict(row.get("shown") or {})
-    where = shown.pop("where", None)
-    span = shown.pop("range", None) if _is_chain(shown.get("steps")) else None
-    kinds = _kinds(shown)
-    if not shown.get("prompt", "-"):
-        del shown["prompt"]  # plain text has none
-    ordered = [key for key in FIRST if key in shown]
-    ordered += [key for key in shown if key not in ordered]
-    facts = "".join(
-        f"<dt>{escape(key)}</dt>"
-        f"<dd>{_chain(shown[key], kinds, span) if _is_chain(shown[key]) else _shown(shown[key])}"
-        "</dd>"
-        for key in ordered
-    )
-    place = f" · {where}" if where is not None else ""
-    return (
-        f'<article class="row"><h3>loss {number(measured(row.get("loss")))}'
-        f"<span>row {count(row.get('row'))} · weight {count(row.get('weight'))}"
-        f"{escape(place)}</span></h3><dl>{facts}</dl></article>"
-    )
+def _value(row: Mapping[str, Any], key: str, pictures: Pictures) -> str:
+    given = row["shown"][key]
+    if shown.is_chain(given):
+        return shown.chain(given, row.get("kinds") or [], row.get("range"))
+    return shown.value(given, pictures)
 
 
-def _is_chain(value: Any) -> bool:
-    """Whether a value is a list of steps, each a text with a label or a prediction."""
-    return (
-        isinstance(value, Sequence)
-        and bool(value)
-        and all(isinstance(s, Mapping) and "text" in s and "predicted" in s for s in value)
-    )
-
-
-def _kinds(shown: dict[str, Any]) -> list[Any]:
-    """Taken out of ``shown``: what is wrong with each step, where there is one for each."""
-    steps, kinds = shown.get("steps"), shown.get("kinds")
-    if _is_chain(steps) and isinstance(kinds, list | tuple):
-        del shown["kinds"]
-        if steps is not None and len(kinds) == len(steps):
-            return list(kinds)
-    return []
-
-
-def _chain(steps: Sequence[Mapping[str, Any]], kinds: Sequence[Any], span: Any) -> str:
-    """Steps under each other, their label and prediction below each. ``span``: of the targets."""
-    low, high = _range(span)
-    middle = (low + high) / 2
-    doubted = _first_below(steps, "predicted", middle)
-    wrong = _first_below(steps, "target", middle)
-    items = ""
-    for n, step in enumerate(steps[:STEP_LIMIT]):
-        marks = ["first doubted"] * (n == doubted) + ["first error"] * (n == wrong)
-        kind = kinds[n] if n < len(kinds) and kinds[n] is not None else None
-        items += _step(step, kind, marks, low, high)
-    left_out = len(steps) - STEP_LIMIT
-    more = f"<i> … {count(left_out)} more steps</i>" if left_out > 0 else ""
-    return f'<ol class="chain">{items}</ol>{more}'
-
-
-def _range(span: Any) -> tuple[float, float]:
-    """The lowest and highest target there can be: [0, 1] where the recipe does not say."""
-    ends = [measured(end) for end in span] if isinstance(span, list | tuple) else []
-    low, high = ends if len(ends) == 2 else (None, None)
-    return (low, high) if low is not None and high is not None and low < high else (0.0, 1.0)
-
-
-def _first_below(steps: Sequence[Mapping[str, Any]], key: str, middle: float) -> int | None:
-    values = [measured(step.get(key)) for step in steps]
-    return next((n for n, v in enumerate(values) if v is not None and v < middle), None)
-
-
-def _step(step: Mapping[str, Any], kind: Any, marks: Sequence[str], low: float, high: float) -> str:
-    target, predicted = measured(step.get("target")), measured(step.get("predicted"))
-    off = 0.0 if target is None or predicted is None else abs(target - predicted) / (high - low)
-    gauge = f'<span class="gauge" style="--at:{_percent(predicted, low, high)}">'
-    gauge += f'<s style="--at:{_percent(target, low, high)}"></s>' * (target is not None)
-    words = f"{gauge}</span>predicted {number(predicted, 2)}"
-    words += " · not labelled" if target is None else f" · label {number(target, 2)}"
-    words += f" · {escape(str(kind))}" if kind is not None else ""
-    words += "".join(f"<em>{mark}</em>" for mark in marks)
-    warmth = round(100 * min(1.0, off)) if off == off else 100
-    return f'<li style="--warmth:{warmth}%"><div>{_shown(step["text"])}</div><p>{words}</p></li>'
-
-
-def _percent(value: float | None, low: float, high: float) -> str:
-    share = 0.0 if value is None or value != value else (value - low) / (high - low)
-    return f"{100 * min(1.0, max(0.0, share)):.0f}%"
-
-
-def _shown(value: Any) -> str:
-    """A text of the data, or one given as [token, loss] pairs, drawn warmer where it was worse."""
-    pairs = value if isinstance(value, list) and value else []
-    if not pairs or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        return _text(value)
-    spans = "".join(_token(str(text), measured(loss)) for text, loss in pairs[:TOKEN_LIMIT])
-    left_out = len(pairs) - TOKEN_LIMIT
-    return spans + (f"<i> … {count(left_out)} more tokens</i>" if left_out > 0 else "")
-
-
-def _token(text: str, loss: float | None) -> str:
-    """One token; without a loss it was only read, not predicted."""
-    if loss is None:
-        return f"<i>{escape(text)}</i>"
-    # From no colour at 0 to the strongest at 6 nats, a chance of 1 in 400.
-    warmth = round(100 * min(1.0, max(0.0, loss / 6)))
-    return f'<b style="--warmth:{warmth}%" title="loss {number(loss)}">{escape(text)}</b>'
-
-
-def _text(value: Any) -> str:
-    """A text of the data, cut and escaped; an empty one is said to be empty."""
-    text = value if isinstance(value, str) else str(value)
-    if not text.strip():
-        return "<i>(empty)</i>"
-    left_out = len(text) - TEXT_LIMIT
-    cut = escape(text[:TEXT_LIMIT])
-    return cut + (f"<i> … {count(left_out)} more characters</i>" if left_out > 0 else "")
+def _sortable(value: float) -> str:
+    """A number that a script can compare: what is no number is worse than any."""
+    return "1e999" if math.isnan(value) else repr(value)
