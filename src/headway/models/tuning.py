@@ -86,13 +86,13 @@ def adapt(
             warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"task.tuning.target_modules: {str(targets):.300}: {error}") from error
+        raise ConfigError(f"task.tuning.target_modules: {targets!s:.300}: {error}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()  # adapters train in fp32 over any base
     if adapted_modules(adapted) == 0:
         raise ConfigError(
-            f"task.tuning.target_modules: {str(targets):.300} fits no layer of this model"
+            f"task.tuning.target_modules: {targets!s:.300} fits no layer of this model"
         )
     return adapted
 

@@ -92,9 +92,7 @@ def picture_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     keys = inputs["picture_keys"]
     if is_isolated(model):
         pictures = {key: inputs[key] for key in keys}
-        out = body(
-            input_ids=ids, position_ids=places, segments=cuts, use_cache=False, **pictures
-        )
+        out = body(input_ids=ids, position_ids=places, segments=cuts, use_cache=False, **pictures)
         return out.last_hidden_state[0]
     found, before = [], dict.fromkeys(keys, 0)
     for row, (start, end) in enumerate(cuts.spans):
@@ -210,9 +208,10 @@ def _random_rows(model: nn.Module, eyes: Eyes, seed: int) -> Iterator[Drawn]:
             continue
         noise = drawn.integers(0, 256, (*shape, 3), dtype=np.uint8)
         marks = np.full(eyes.features(*shape), eyes.image_id)
-        yield np.concatenate([ids[:words], marks, ids[words:]]), [
-            eyes.pixels(Image.fromarray(noise))
-        ]
+        yield (
+            np.concatenate([ids[:words], marks, ids[words:]]),
+            [eyes.pixels(Image.fromarray(noise))],
+        )
 
 
 def _laid(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +115,8 @@ def read_rows(
         with generating(task.model) as model:
             for start in range(0, len(order), AT_ONCE):
                 together = order[start : start + AT_ONCE]
-                answers = _together(task, base_model(model), [prompts[n] for n in together], new_tokens)
+                given = [prompts[n] for n in together]
+                answers = _together(task, base_model(model), given, new_tokens)
                 found.update(zip(together, answers, strict=True))
     return [found[n] for n in range(len(prompts))]
 
@@ -180,15 +180,3 @@ def end_tokens(task: VisionTask) -> list[int]:
     if not ends:
         raise ConfigError("the tokenizer has no EOS token, so an answer would never end")
     return ends
-
-
-def image_files(place: Path) -> list[Path]:
-    """The pictures that a path names: itself, or all in a folder, sorted. ConfigError for none."""
-    from headway.data.pictures import ENDINGS
-
-    if place.is_file():
-        return [place]
-    found = sorted(f for f in place.rglob("*") if f.suffix.lower() in ENDINGS)
-    if not found:
-        raise ConfigError(f"--image {place}: no picture there ({', '.join(ENDINGS)})")
-    return found

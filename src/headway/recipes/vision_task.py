@@ -56,6 +56,8 @@ class VisionTask:
     described: dict[str, Any] = field(default_factory=dict)
     most_tokens: int = 0
     """The longest that a row may be."""
+    read_limit: tuple[int, int] = (0, 0)
+    """Held-out rows that an evaluation reads aloud, and tokens of the longest answer."""
 
     def batch_at(self, step: int, halvings: int = 0) -> list[Microbatch]:
         """This rank's share of the batch after ``step``: a pure function, augmentation included."""
@@ -194,9 +196,10 @@ def flatten(
 ) -> Microbatch:
     """Rows end to end as one microbatch. All index tensors are int64, on the CPU.
 
-    Inputs: ``input_ids`` [1, tokens]; ``position_ids`` [k, 1, tokens], each row's own; ``row_ends``;
-    the pictures' arrays with ``picture_keys`` and ``picture_ends``; ``positions`` [n] (hidden state
-    that predicts), ``targets`` [n] (token predicted), ``row_of_target`` [n], ``rows``.
+    Inputs: ``input_ids`` [1, tokens]; ``position_ids`` [k, 1, tokens], each row's own;
+    ``row_ends``; the pictures' arrays with ``picture_keys`` and ``picture_ends``; ``positions`` [n]
+    (hidden state that predicts), ``targets`` [n] (token predicted), ``row_of_target`` [n],
+    ``rows``.
     """
     lengths = [len(part.ids) for part in parts]
     starts = np.cumsum([0, *lengths])[:-1]

@@ -45,7 +45,9 @@ def augmented(image: Image, how: Augmentation, seed: int, position: int, number:
     """
     from PIL import Image as Images
 
-    drawn = np.random.Generator(np.random.Philox(key=[seed & (1 << 64) - 1, position], counter=number))
+    drawn = np.random.Generator(
+        np.random.Philox(key=[seed & (1 << 64) - 1, position], counter=number)
+    )
     angle, right, down, contrast, brightness, noise = drawn.uniform(-1, 1, 6)
     if how.rotation_degrees or how.shift:
         move = (how.shift * image.height * right, how.shift * image.height * down)

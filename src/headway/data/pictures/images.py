@@ -45,8 +45,8 @@ class Reading(BaseModel):
         50_000_000,
         ge=1,
         le=MOST_PIXELS,
-        description="A picture with more pixels than this is refused before it is unpacked: a small "
-        "file can hold gigabytes.",
+        description="A picture with more pixels than this is refused before it is unpacked: a "
+        "small file can hold gigabytes.",
     )
     turn: Literal[0, 90, 180, 270] = Field(
         0, description="Degrees that every picture is turned anticlockwise, after its EXIF note."

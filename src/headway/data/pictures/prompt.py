@@ -28,7 +28,7 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant\n' }}{% endif %}"
 )
-"""``chat_template: plain``: ``### User``, the pictures' marks, text, ``### Assistant``, text, EOS."""
+"""``chat_template: plain``: ``### User``, pictures' marks, text, ``### Assistant``, text, EOS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +124,7 @@ class PromptWriter:
             found.append(np.repeat(piece, times))
         return found
 
-    def _written(
-        self, messages: Sequence[Message], where: str, *, answering: bool = False
-    ) -> str:
+    def _written(self, messages: Sequence[Message], where: str, *, answering: bool = False) -> str:
         try:
             written: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],

@@ -104,8 +104,8 @@ def picture_of(value: Any, where: str, folder: str) -> Picture:
         return from_base64(value, where)
     if value.startswith(("http://", "https://")):
         raise DataError(
-            f"{where}: {value:.80} is on the network; fetch it first, and give its path: a training "
-            "run must find the same pictures at every attempt"
+            f"{where}: {value:.80} is on the network; fetch it first, and give its path: every "
+            "attempt of a run must find the same pictures"
         )
     value = value.removeprefix("file://")
     if "://" in value or Path(value).is_absolute() or not folder:
