@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from headway.data.pictures import ImageExample, PromptWriter, Reading, decoded
 from headway.data.pictures.augment import Augmentation, augmented
+from headway.engine.evaluate import undisturbed
 from headway.engine.precision import autocast
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import DataError
@@ -170,14 +171,13 @@ class VisionTask:
         vocabulary = backbone(self.model).head.weight.shape[0]
         return {**counts(self.model), "vocabulary": vocabulary, **self.described}
 
-    @torch.no_grad()
     def losses_of(self, row: int) -> list[tuple[str, float]]:
         """Each token of a held-out row's answer as text, with its loss in nats."""
         assert self.held is not None
         inputs = self.microbatch(self.held, [row], None).inputs
         device = next(self.model.parameters()).device
         sent = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-        with autocast(self.context.precision, device):
+        with undisturbed(self.model, device), autocast(self.context.precision, device):
             losses = token_losses(
                 picture_states(self.model, sent),
                 backbone(self.model),
