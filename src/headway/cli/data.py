@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headway.cli.step_labels import step_labels
+from headway.cli.well_log_headers import well_log_headers
 from headway.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at training data, check it, and make token shards.")
 app.command("step-labels")(step_labels)
+app.command("well-log-headers")(well_log_headers)
 
 _What = Annotated[str, typer.Argument(help="A config (.yaml, .toml), or a data file or folder.")]
 _Tokenizer = Annotated[
