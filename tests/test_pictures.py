@@ -102,7 +102,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(side: int) -> Non
 def test_the_limit_is_on_pixels_and_not_on_what_stands_in_the_file() -> None:
     image = drawn("RED", 50, 40)
     assert decoded(held(image), Reading(decoded_pixels=2000)).size == (50, 40)
-    with pytest.raises(DataError, match="50 x 40 pixels.*1,999"):
+    with pytest.raises(DataError, match=r"50 x 40 pixels.*1,999"):
         decoded(held(image), Reading(decoded_pixels=1999))
 
 
