@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 SIDES = ("trl", "trl-no-checkpointing", "headway")
@@ -253,7 +254,7 @@ def run_trl(folder: Path, options: argparse.Namespace, side: str) -> list[dict[s
 
         trainer.compute_loss = compute_and_count
         trainer.train()
-    seconds = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    seconds = [end - start for start, end in pairwise(ends)]
     return [{"seconds": s, **n} for s, n in zip(seconds, seen, strict=True)]
 
 

@@ -20,6 +20,7 @@ from headway.models.attention import checkpoint_activations
 from headway.models.backbone import prove_backbone
 from headway.models.eyes import Eyes
 from headway.models.hub import load_causal_lm, weights_identity
+from headway.models.image_attention import stack_pictures
 from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
 from headway.models.rms_norm import fuse_rms_norm
 from headway.models.tuning import Full, Lora, adapt, adapted_modules
@@ -77,6 +78,7 @@ def load_vision_model(
     fuse_swiglu(model)
     fuse_rms_norm(model)
     fuse_patches(model)
+    stack_pictures(model)
     together = isolate_pictures(model, eyes)
     if context.activation_checkpointing:
         checkpoint_activations(model)
