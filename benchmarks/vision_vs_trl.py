@@ -4,7 +4,7 @@
 
 Both train the same random Qwen3-VL (its layers and widths are options) on the same generated
 well-log strips or crops, with the same adapter, optimizer and bf16 autocast on the same threads;
-every side runs alone in its own process, in turns (A B C A B C …). A token is counted if it is real,
+every side runs alone in its own process, in turns (A B C A B C …). A token counts if it is real,
 a picture's included, alike for all sides. Loss on the answer alone. Printed: medians over all timed
 steps of all repeats, their spread, peak memory of the process, and ratios, which are what counts.
 The first step of each process is not timed. TRL's own processor needs torchvision for videos; it is
