@@ -29,8 +29,15 @@ Arrays = Mapping[str, NDArray[Any]]
 class Eyes(Protocol):
     """A family's way with pictures."""
 
-    processor: Any
-    """Transformers' image processor, whose numbers these are."""
+    @property
+    def config(self) -> Any:
+        """The whole model's, as transformers has it."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """Transformers' image processor, whose numbers these are."""
+        ...
 
     @property
     def image_id(self) -> int:

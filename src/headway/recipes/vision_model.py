@@ -151,8 +151,7 @@ def load_base(
     if config.base_model is None:
         torch.manual_seed(context.seed)
         made = AutoModelForImageTextToText.from_config(
-            eyes.config,  # type: ignore[attr-defined]
-            dtype=weights_dtype(context.precision),
+            eyes.config, dtype=weights_dtype(context.precision)
         )
         made.generation_config.eos_token_id = tokenizer.eos_token_id
         return made.to(torch.device(context.device))

@@ -15,7 +15,7 @@ import io
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +72,7 @@ class Picture:
     """File, line and number of the picture: ``train.jsonl:3, picture 1``."""
     path: str | None = None
     """A file on this disk, or a remote one with its ``://``."""
-    data: bytes | None = None
+    data: bytes | None = field(default=None, repr=False)
     """The file's bytes, when the row itself held them."""
     page: int = 0
     """Of a file with several pages, counted from 0."""
