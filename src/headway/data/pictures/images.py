@@ -232,6 +232,7 @@ def _too_large(picture: Picture, what: str, reading: Reading) -> str:
 
 def _needs_pillow() -> None:
     try:
-        import PIL  # noqa: F401
+        from PIL import Image
     except ImportError as error:
         raise DataError("pictures need: pip install 'headway[vision]'") from error
+    Image.init()  # a format that is named but not loaded yet would be a KeyError
