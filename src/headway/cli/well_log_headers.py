@@ -35,6 +35,7 @@ def well_log_headers(
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Pages that look like scanned well-log headers, to train a vision model on."""
+    import sys
     from time import perf_counter
 
     from headway.cli.tables import show_json
@@ -52,20 +53,21 @@ def well_log_headers(
         lines=lines,
         las=None if las is None else str(las),
     )
-    made = 0
-
-    def count(pages: int) -> None:
-        nonlocal made
-        made += pages
-
+    made: list[int] = []
     started = perf_counter()
-    manifest = write(options, out, workers=workers, force=force, done=count)
+    with typer.progressbar(length=train + held_out, file=sys.stderr) as bar:
+
+        def count(pages: int) -> None:
+            made.append(pages)
+            bar.update(pages)
+
+        manifest = write(options, out, workers=workers, force=force, done=count)
     seconds = perf_counter() - started
     sheet_bytes = make_sheet(out, contact_sheet) if contact_sheet else 0
     if json:
-        show_json({"folder": str(out), "new_pages": made, "seconds": seconds, **manifest})
+        show_json({"folder": str(out), "new_pages": sum(made), "seconds": seconds, **manifest})
         return
-    _show(out, manifest, made, seconds)
+    _show(out, manifest, sum(made), seconds)
     if contact_sheet:
         typer.echo(f"{contact_sheet}: {sheet_bytes:,} bytes")
 

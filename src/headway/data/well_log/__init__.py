@@ -30,6 +30,8 @@ from headway.errors import DataError
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+_KIND = "well-log headers"
+_OURS = ("train.jsonl", "eval.jsonl", "images")
 _CHUNK_PAGES = 32
 _SIDES: tuple[Side, ...] = get_args(Side)
 
@@ -39,6 +41,8 @@ class _Work:
     """Some pages of one side, for one process."""
 
     options: Options
+    headers: str
+    """What the real headers hash to: other headers are not taken from an earlier call."""
     folder: Path
     side: Side
     start: int
@@ -69,10 +73,13 @@ def write(
         return found
     (folder / _PARTIAL).mkdir(parents=True, exist_ok=True)
     _replace(folder / _PARTIAL / "options.json", _json(identity))
-    waiting = [work for work in _chunks(options, folder) if not _whole(work)]
-    for pages in _mapped(waiting, workers):
+    chunks = list(_chunks(options, identity, folder))
+    for pages in _mapped([work for work in chunks if not _whole(work)], workers):
         done(pages)
-    rows = {side: list(_rows(options, folder, side)) for side in _SIDES}
+    rows = {
+        side: [row for work in chunks if work.side == side for row in _rows(work)]
+        for side in _SIDES
+    }
     manifest = {**identity, **_measured(rows)}
     for side in _SIDES:
         lines = b"".join(_json(row["row"]) + b"\n" for row in rows[side])
@@ -101,37 +108,64 @@ def _identity(options: Options) -> dict[str, Any]:
         digest = hashlib.sha256(repr(headers).encode()).hexdigest()
         described["las"] = {"files": len(headers), "sha256": digest}
     versions = {name: version(name) for name in ("pillow", "numpy", "matplotlib")}
-    return {"kind": "well-log headers", "format": 1, "options": described, "versions": versions}
+    return {"kind": _KIND, "format": 1, "options": described, "versions": versions}
 
 
 def _finished(folder: Path, identity: dict[str, Any], force: bool) -> dict[str, Any] | None:
-    """The manifest of the same generation; what is left of another one is removed by ``force``."""
-    for file in (folder / MANIFEST, folder / _PARTIAL / "options.json"):
-        if not file.exists():
-            continue
-        try:
-            known = json.loads(file.read_bytes())
-        except ValueError:
-            known = {}
-        if all(known.get(name) == value for name, value in identity.items()):
-            return dict(known) if file.name == MANIFEST else None
-        if not force:
-            raise DataError(
-                f"{file}: pages made with other options, or by other versions of Pillow or NumPy. "
-                "Choose another folder, or replace them with --force"
-            )
-    for name in (MANIFEST, "train.jsonl", "eval.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    for name in (_PARTIAL, "images"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    """The manifest of the same generation; another one is removed by ``force``, nothing else is."""
+    markers = [folder / MANIFEST, folder / _PARTIAL / "options.json"]
+    known = next(((file, _read(file)) for file in markers if file.exists()), None)
+    foreign = [name for name in _OURS if (folder / name).exists()]
+    if known is None and foreign:
+        raise DataError(
+            f"{folder / foreign[0]}: is there already, and no {MANIFEST} says it was made here. "
+            "Choose another folder; this one is not touched, with --force neither"
+        )
+    if known is None:
+        return None
+    file, tree = known
+    if tree.get("kind") != _KIND:
+        raise DataError(f"{file}: is of something else. Choose another folder")
+    if all(tree.get(name) == value for name, value in identity.items()):
+        if file.name != MANIFEST:
+            return None
+        shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
+        return tree
+    if not force:
+        raise DataError(
+            f"{file}: pages made with other options, or by other versions of Pillow or NumPy. "
+            "Choose another folder, or replace them with --force"
+        )
+    _clear(folder)
     return None
 
 
-def _chunks(options: Options, folder: Path) -> Iterator[_Work]:
-    for side, count in (("train", options.train), ("eval", options.eval)):
+def _clear(folder: Path) -> None:
+    """Remove a generation; killed in between, what is left still says that it is one."""
+    shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
+    (folder / _PARTIAL).mkdir()
+    _replace(folder / _PARTIAL / "options.json", _json({"kind": _KIND}))
+    for name in (MANIFEST, "train.jsonl", "eval.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "images", ignore_errors=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is none."""
+    try:
+        tree = json.loads(file.read_bytes())
+    except ValueError:
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _chunks(options: Options, identity: dict[str, Any], folder: Path) -> Iterator[_Work]:
+    headers = json.dumps(identity["options"]["las"])
+    for side in _SIDES:
+        count = options.train if side == "train" else options.eval
         for start in range(0, count, _CHUNK_PAGES):
             stop = min(count, start + _CHUNK_PAGES)
-            yield _Work(options, folder, "train" if side == "train" else "eval", start, stop)
+            yield _Work(options, headers, folder, side, start, stop)
 
 
 def _mapped(waiting: list[_Work], workers: int) -> Iterator[int]:
@@ -144,7 +178,7 @@ def _mapped(waiting: list[_Work], workers: int) -> Iterator[int]:
 
 def _write_chunk(work: _Work) -> int:
     """The pages of a chunk, then the file that says so; runs in a worker process."""
-    sources = _sources(work.options)[work.side]
+    sources = _sources(work.options, work.headers)[work.side]
     lines = []
     for index in range(work.start, work.stop):
         page = page_at(work.options, sources, work.side, index)
@@ -159,7 +193,7 @@ def _write_chunk(work: _Work) -> int:
 
 
 @lru_cache(maxsize=1)
-def _sources(options: Options) -> dict[Side, Sources]:
+def _sources(options: Options, headers: str) -> dict[Side, Sources]:
     return sources_of(options)
 
 
@@ -181,18 +215,15 @@ def _whole(work: _Work) -> bool:
     """Whether the chunk was written, and its pictures are there in full length."""
     if not work.part.exists():
         return False
-    for line in work.part.read_bytes().splitlines():
-        made = json.loads(line)
+    for made in _rows(work):
         file = work.folder / made["row"]["image"]
         if not file.exists() or file.stat().st_size != made["bytes"]:
             return False
     return True
 
 
-def _rows(options: Options, folder: Path, side: Side) -> Iterator[dict[str, Any]]:
-    for work in _chunks(options, folder):
-        if work.side == side:
-            yield from map(json.loads, work.part.read_bytes().splitlines())
+def _rows(work: _Work) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in work.part.read_bytes().splitlines()]
 
 
 def _measured(rows: dict[Side, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from headway.errors import DataError
 
 _ACROSS = 5
 _GAP_PX = 8
-_GREYS = 16
+_GREYS = 12
+_HIGHEST = 1.15
+"""Height of a thumb over its width, at most."""
 _DESK = 96
 
 
-def contact_sheet(folder: Path, to: Path, *, pages: int = 20, width_px: int = 1500) -> int:
+def contact_sheet(folder: Path, to: Path, *, pages: int = 20, width_px: int = 1280) -> int:
     """The first pages of a generated folder, eval's before train's, as PNG; returns its bytes."""
     files = _images(folder, pages)
     thumbs = [_thumb(file, (width_px - _GAP_PX) // _ACROSS - _GAP_PX) for file in files]
@@ -37,33 +39,33 @@ def _images(folder: Path, most: int) -> list[Path]:
 
 
 def _thumb(file: Path, width: int) -> Any:
+    """As wide as it shall be, and cut at the bottom where it is much higher than wide."""
     from PIL import Image
 
     with Image.open(file) as image:
-        height = max(1, round(image.height * width / image.width))
-        return image.convert("L").resize((width, height), Image.Resampling.LANCZOS)
+        highest = min(image.height, round(image.width * _HIGHEST))
+        top = image.convert("L").crop((0, 0, image.width, highest))
+    height = max(1, round(highest * width / image.width))
+    return top.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _placed(thumbs: Sequence[Any], width: int) -> Any:
-    """In columns, each thumb where there is most room."""
+    """In rows as high as their highest."""
     from PIL import Image
 
-    columns: list[list[Any]] = [[] for _ in range(_ACROSS)]
-    ends = [_GAP_PX] * _ACROSS
-    for thumb in thumbs:
-        shortest = ends.index(min(ends))
-        columns[shortest].append((thumb, ends[shortest]))
-        ends[shortest] += thumb.height + _GAP_PX
-    sheet = Image.new("L", (width, max(ends)), _DESK)
-    step = (width - _GAP_PX) // _ACROSS
-    for i, column in enumerate(columns):
-        for thumb, top in column:
+    rows = [thumbs[i : i + _ACROSS] for i in range(0, len(thumbs), _ACROSS)]
+    heights = [max(thumb.height for thumb in row) + _GAP_PX for row in rows]
+    sheet = Image.new("L", (width, sum(heights) + _GAP_PX), _DESK)
+    step, top = (width - _GAP_PX) // _ACROSS, _GAP_PX
+    for row, height in zip(rows, heights, strict=True):
+        for i, thumb in enumerate(row):
             sheet.paste(thumb, (_GAP_PX + i * step, top))
+        top += height
     return sheet
 
 
 def _encoded(sheet: Any) -> bytes:
-    """PNG in sixteen greys."""
+    """PNG in a few greys."""
     step = 255 / (_GREYS - 1)
     levels = sheet.point([round(round(value / step) * step) for value in range(256)])
     stream = BytesIO()

@@ -15,9 +15,10 @@ from headway.data.page_text import Boxes, Field, Grid, Lines, Pairs, Part, Title
 from headway.data.well_log.fonts import face, fitting, width_px
 from headway.data.well_log.layout import Style
 
-SMALLEST = 9
+SMALLEST = 10
 """Pixels of the smallest letters there are."""
 _INK = 0
+_BORDER_PX = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ def set_parts(parts: Sequence[Part], style: Style, width: float) -> Sheet:
                 _grid(sheet, ((corner, *columns), *rows))
             case Boxes(label, boxes):
                 _boxes(sheet, label, boxes)
+    if style.border:
+        sheet.frame(-_BORDER_PX, -_BORDER_PX, width + _BORDER_PX, sheet.y + _BORDER_PX)
     return sheet
 
 

@@ -38,6 +38,8 @@ class Style:
     underline: bool
     centred: bool
     double_frame: bool
+    border: bool
+    """A frame around everything."""
 
 
 def style_of(rng: Random, size: int) -> Style:
@@ -48,7 +50,7 @@ def style_of(rng: Random, size: int) -> Style:
         title_font=rng.choice(TITLES),
         size=size,
         title_scale=rng.uniform(1.25, 2.0),
-        label_scale=rng.choice((0.8, 0.9, 1.0)),
+        label_scale=rng.choice((0.85, 0.95, 1.0)),
         frame=rng.choice(("grid", "grid", "rows", "outline", "none")),
         rule=rng.choice((1, 1, 2, 2, 3)),
         pad=rng.randint(3, 8),
@@ -58,6 +60,7 @@ def style_of(rng: Random, size: int) -> Style:
         underline=rng.random() < 0.4,
         centred=rng.random() < 0.75,
         double_frame=rng.random() < 0.3,
+        border=rng.random() < 0.3,
     )
 
 

@@ -7,7 +7,7 @@ real file's, in its order, the values another well's. Some pages are a real well
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from headway.data.well_log import las
@@ -16,7 +16,7 @@ from headway.data.well_log.invented import LOGS, SERVICE, Kind, Place, like, pla
 from headway.data.well_log.las import Header, HeaderItem
 
 REAL_SHARE = 0.15
-"""Of the pages, where real wells are at hand."""
+"""Of the pages, where real wells are at hand; less where they are few."""
 FORM_SHARE = 0.6
 """Of the other pages, where real headers are at hand."""
 _BLANK_SHARE = 0.07
@@ -65,7 +65,7 @@ def split(headers: Sequence[Header], rng: Random) -> tuple[Sources, Sources]:
 
 def well_at(serial: int, rng: Random, sources: Sources) -> Well:
     """The well of a page: a real one, or the made-up one of this serial number."""
-    if sources.real and rng.random() < REAL_SHARE:
+    if rng.random() < min(REAL_SHARE, len(sources.real) / 100):
         return _real(rng.choice(sources.real), rng)
     place = place_of(serial, rng)
     if sources.forms and rng.random() < FORM_SHARE:
@@ -101,7 +101,12 @@ def _on_a_form(form: Header, place: Place, rng: Random) -> Well:
         facts[item.section].append(Fact(item.label, (value,), item.unit))
     if not any(item.mnemonic == "WELL" for item in form.items):
         facts["W"].insert(0, Fact("WELL", (place.name,)))
-    return _of_header(form, place.name, f"{place.name} | {place.api}", facts, rng)
+    well = _of_header(form, place.name, f"{place.name} | {place.api}", facts, rng)
+    if rng.random() < (0.3 if well.site else 0.75):  # ~W alone is half of a page
+        num_runs = rng.choice((1, 2, 3))
+        runs = _some(RUN, rng.randint(5, 14), place, rng, num_runs)
+        return replace(well, runs=runs, num_runs=num_runs)
+    return well
 
 
 def _of_header(
