@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,25 @@ def test_push_sends_the_newest_one_or_all_and_status_says_what_is_missing(run, t
     assert [row["step"] for row in json.loads(said("upload", "list", "run", "--json"))] == [
         100, 200, 300,
     ]  # fmt: skip
+
+
+def test_the_list_of_checkpoints_says_what_was_sent_and_what_the_bucket_really_has(run, tmp_path):
+    assert "bucket" not in said("checkpoints", "list", "run").splitlines()[0]
+    said("upload", "push", "run", "--all")
+    shutil.rmtree(run / "checkpoints/step-00000100")
+    title, *lines = said("checkpoints", "list", "run").splitlines()
+    assert title.split()[-1] == "bucket" and ["sent" in line for line in lines] == [True] * 3
+    assert "not here" in lines[0] and "1.000" in lines[0]
+    copy = tmp_path / "bucket/run/checkpoints/step-00000200"
+    next(copy.rglob("state.json")).unlink()
+    rows = json.loads(said("checkpoints", "list", "run", "--bucket", "--json"))
+    assert [(row["here"], row["bucket"]) for row in rows[::2]] == [(False, "yes"), (True, "yes")]
+    assert rows[1]["here"] and rows[1]["bucket"].startswith("DAMAGED")
+    shutil.rmtree(tmp_path / "bucket")
+    sent = json.loads(said("checkpoints", "list", "run", "--json"))
+    assert [row["bucket"] for row in sent] == ["sent"] * 3, "the ledger asks no bucket"
+    asked = json.loads(said("checkpoints", "list", "run", "--bucket", "--json"))
+    assert [row["bucket"] for row in asked] == ["no", "no"]
 
 
 def test_a_push_is_refused_while_another_process_sends(run, tmp_path):

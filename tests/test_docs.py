@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +173,7 @@ class Cut(Quiet):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``runs/run``: trained, cut, its newest checkpoint damaged, and finished."""
+    """``runs/run``: trained, cut, its newest checkpoint damaged, and finished; and a copy of it."""
     folder = tmp_path_factory.mktemp("docs")
     sections: dict[str, Any] = {
         "evaluate": {"every_steps": 2},
@@ -184,6 +185,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     newest = sorted((folder / "runs/run/checkpoints").glob("step-*"))[-1]
     (newest / "state.json").write_text("{}")
     train(toy_config(folder / "runs", **sections))
+    shutil.copytree(folder / "runs/run", folder / "runs/other")
     return folder
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from headway.errors import ConfigError
 from headway.models.backbone import Backbone, backbone, prove_backbone
-from headway.models.lm_loss import _cross_entropy, lm_row_sums, token_losses
+from headway.models.lm_loss import _cross_entropy, judged_tokens, lm_row_sums
 
 HIDDEN, VOCABULARY = 12, 37
 
@@ -87,15 +87,24 @@ def test_a_row_without_targets_sums_to_zero_and_no_targets_at_all_is_no_error():
     assert sums.tolist() == [0.0, 0.0]
     sums.sum().backward()
     assert hidden.grad.abs().sum() == 0
-    assert token_losses(hidden, parts, nothing, nothing).shape == (0,)
+    assert [f.shape for f in judged_tokens(hidden, parts, nothing, nothing)] == [(0,)] * 3
 
 
 def test_token_losses_are_what_the_rows_sum():
     hidden, parts, positions, targets, row_of_target, rows = case(20, bias=True, softcap=4.0)
-    each = token_losses(hidden, parts, positions, targets, chunk_tokens=3)
+    each, _, _ = judged_tokens(hidden, parts, positions, targets, chunk_tokens=3)
     sums = lm_row_sums(hidden, parts, positions, targets, row_of_target, rows)["loss"]
     by_row = torch.zeros(rows, dtype=each.dtype).index_add(0, row_of_target, each)
     torch.testing.assert_close(sums, by_row.float())
+
+
+def test_the_likeliest_token_is_named_with_its_own_loss_which_none_undercuts():
+    hidden, parts, positions, targets, *_ = case(20, bias=True, softcap=4.0)
+    losses, choices, of_choices = judged_tokens(hidden, parts, positions, targets, chunk_tokens=3)
+    again, same, _ = judged_tokens(hidden, parts, positions, choices)
+    torch.testing.assert_close(again, of_choices)
+    assert torch.equal(same, choices) and bool((of_choices <= losses + 1e-6).all())
+    assert not torch.equal(choices, targets), "nothing is proved where all targets are likeliest"
 
 
 def test_a_frozen_head_takes_a_different_gradient_per_row_and_a_training_head_refuses_it():

@@ -184,6 +184,18 @@ def test_a_row_given_token_by_token_is_warmer_where_the_model_was_worse() -> Non
     assert Page(text).open == [] and "<i>Q: &lt;</i>" in text
 
 
+def test_samples_are_shown_as_they_are_and_those_of_the_newest_evaluation_only() -> None:
+    events = fake_run.journal(steps=60, every=30)
+    evaluations = [e for e in events if e["event"] == "evaluation"]
+    for n, event in enumerate(evaluations):
+        event["samples"] = [["<b>Once", f" upon {n} </dd>"], ["", ""]]
+    page = Page(report_html(events, name="r"))
+    assert page.open == [] and "Samples" in page.text and "<b>Once" in page.text
+    assert f" upon {len(evaluations) - 1} </dd>" in page.text and "upon 0" not in page.text
+    assert "greedily" in page.text
+    assert "Samples" not in Page(report_html(fake_run.journal(steps=60, every=30), name="r")).text
+
+
 def test_the_page_says_what_a_person_wants_to_know_first(page: str) -> None:
     text = " ".join(Page(page).text.split())
     for words in (
@@ -225,6 +237,33 @@ def _long_journal(steps: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+def test_the_data_is_told_line_by_line_and_its_warnings_first() -> None:
+    events = fake_run.journal(steps=60, every=30)
+    facts = {"data": ["train: 9 <rows>", "  labels: 3"], "warnings": ["2 rows & more"]}
+    for event in events:
+        if event["event"] == "plan":
+            event["facts"] = {**facts, "model": "m"}
+    text = report_html(events, name="r")
+    data = text[text.index("<h2>Data</h2>") :].partition("</section>")[0]
+    assert data.index("2 rows &amp; more") < data.index("<li>train: 9 &lt;rows&gt;</li>")
+    assert "<li class=inner>labels: 3</li>" in data
+    assert text.count("labels: 3") == 1, "the data is told twice"
+
+
+def test_held_out_figures_are_drawn_over_the_run_beside_their_baseline() -> None:
+    events = fake_run.journal(steps=60, every=20)
+    for event in events:
+        if event["event"] == "evaluation":
+            event["metrics"] |= {"r2": event["step"] / 100}
+            event["baselines"] |= {"r2/constant mean": 0.0}
+    chart = next(c for c in run_charts(timeline(events)) if c.title == "r2")
+    assert [line.label for line in chart.lines] == ["held-out", "constant mean"]
+    assert chart.lines[0].values[-1] == 0.6 and chart.lines[1].values == [0.0, 0.0]
+    assert "constant mean" in report_html(events, name="r")
+    once = [e for e in events if e["event"] != "evaluation" or e["step"] == 60]
+    assert "r2" not in {c.title for c in run_charts(timeline(once))}, "one point is no curve"
+
+
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 5])
 def test_a_journal_that_has_just_begun_makes_a_page_too(keep: int) -> None:
     assert Page(report_html(fake_run.journal()[:keep], name="young")).open == []
@@ -241,7 +280,7 @@ def test_nan_and_infinity_in_a_journal_do_not_break_the_page() -> None:
 def test_a_spike_makes_the_gradient_axis_logarithmic_and_a_calm_curve_keeps_its_own() -> None:
     charts = {chart.name: chart for chart in run_charts(timeline(fake_run.journal()))}
     assert charts["grad"].logarithmic and not charts["loss"].logarithmic
-    assert set(charts) == {"loss", "lr", "grad", "speed", "memory", "cost"}
+    assert set(charts) == {"loss", "lr", "grad", "speed", "memory", "cost", "metric1"}
     free = [{**event, "cost_usd": None} for event in fake_run.journal()]
     assert "cost" not in {chart.name for chart in run_charts(timeline(free))}
 

@@ -5,6 +5,7 @@ Without torch; sends and deletes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from headway.bucket import parcel_of, url_of
-from headway.checkpoint import CheckpointStore
+from headway.checkpoint import Checkpoint, CheckpointStore
 from headway.config import Upload
 from headway.errors import ConfigError
 from headway.upload import Line, Remote, RemoteCheckpoint, remote_checkpoints
 from headway.upload.lease import read as read_lease
-from headway.upload.ledger import read_ledger
+from headway.upload.ledger import read_ledger, verified_copies
 from headway.upload.restoring import UPLOAD_JOURNAL
 from headway.upload.verifying import damage_in
 from headway.viewing import CONFIG_FILE, config_tree, find_run
@@ -74,6 +75,17 @@ def copies_of(remote: Remote, run: Path | None, *, verify: bool) -> list[RemoteC
         )
         for each in found
     ]
+
+
+def sent_steps(run: Path, here: Sequence[Checkpoint]) -> tuple[set[int], set[int]]:
+    """What the run's own ledger says was verified in a bucket and not deleted since.
+
+    Asks no bucket. Returns the steps of ``here`` whose very content was sent, and those sent that
+    are not here any more.
+    """
+    sent = verified_copies(read_ledger(run / UPLOAD_JOURNAL))
+    same = {checkpoint.step for checkpoint in here if parcel_of(checkpoint).prefix in sent}
+    return same, {*sent.values()} - {checkpoint.step for checkpoint in here}
 
 
 def status_of(run: Path, remote: Remote, *, verify: bool = False) -> dict[str, Any]:

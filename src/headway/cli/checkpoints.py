@@ -24,14 +24,15 @@ Step = Annotated[str, typer.Argument(help="500, step-00000500, newest or best.")
 def list_command(
     run: RunName,
     verify: Annotated[bool, typer.Option("--verify", help="Read and hash every file.")] = False,
+    ask_bucket: Annotated[
+        bool,
+        typer.Option("--bucket", help="Ask the bucket; left out: what the run says it has sent."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """One line for each checkpoint: step, age, size, losses, and which is the best."""
-    from datetime import UTC, datetime
-
-    from headway.cli.tables import show_json, show_table
-    from headway.report.checkpoint_view import checkpoint_rows
-    from headway.report.words import ago, count, instant, number, size
+    """One line for each checkpoint: step, age, size, losses, which is the best, where it lies."""
+    from headway.cli.tables import show_json
+    from headway.report.checkpoint_view import checkpoint_rows, gone_row
     from headway.viewing import open_run, verified
 
     view = open_run(run)
@@ -40,30 +41,65 @@ def list_command(
     for row, checkpoint in zip(rows, there, strict=True):
         row["path"] = str(checkpoint.path)
         row["good"] = not verified(view, checkpoint)[checkpoint.path.name] if verify else None
+    bucket = bucket_asked(view.path) if ask_bucket else bucket_as_sent(view.path, there)
+    gone = sorted(bucket.keys() - {row["step"] for row in rows})
+    rows += [gone_row(view.told, step) for step in gone]
+    rows = [
+        {**row, "here": "path" in row, "bucket": bucket.get(row["step"])}
+        for row in sorted(rows, key=lambda row: row["step"])
+    ]
     if json:
         show_json(rows)
-        return
-    if not rows:
+    elif rows:
+        show_checkpoints(rows)
+    else:
         typer.echo(f"{view.path}: no checkpoint yet")
-        return
+
+
+def bucket_as_sent(run: Path, there: Sequence[Checkpoint]) -> dict[int, str]:
+    """Step -> ``sent`` for the copies that the run's ledger knows of."""
+    if not (run / "upload.jsonl").exists():
+        return {}
+    from headway.copies import sent_steps
+
+    same, others = sent_steps(run, there)
+    return dict.fromkeys(same | others, "sent")
+
+
+def bucket_asked(run: Path) -> dict[int, str]:
+    """Step -> ``yes``, ``no``, ``other content`` or what is wrong with the copy."""
+    from headway import bucket, copies
+    from headway.upload import Remote
+
+    remote = Remote(bucket.url_of(copies.section_of(run, None), run))
+    return {row["step"]: row["there"] for row in copies.status_of(run, remote)["checkpoints"]}
+
+
+def show_checkpoints(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table; the bucket has a column where there is anything to say of it."""
+    from datetime import UTC, datetime
+
+    from headway.cli.tables import show_table
+    from headway.report.words import ago, count, instant, number, size
+
     now = datetime.now(UTC)
     say = {True: "yes", False: "DAMAGED", None: "not read"}
-    show_table(
-        ("step", "saved", "size", "loss", "held-out", "verified", ""),
+    bucket = any(row["bucket"] for row in rows)
+    head = ["step", "saved", "size", "loss", "held-out", "verified"]
+    cells = [
         [
-            (
-                count(row["step"]),
-                ago(instant(row["created_at"]), now),
-                size(row["bytes"]),
-                number(row["loss"]),
-                number(row["held_out_loss"]),
-                say[row["good"]],
-                "best" if row["best"] else "",
-            )
-            for row in rows
-        ],
-        left=0,
-    )
+            count(row["step"]),
+            ago(instant(row["created_at"]), now),
+            size(row["bytes"]),
+            number(row["loss"]),
+            number(row["held_out_loss"]),
+            say[row["good"]] if row["here"] else "not here",
+            *[row["bucket"] or "–"] * bucket,
+            "best" if row["best"] else "",
+        ]
+        for row in rows
+    ]
+    show_table((*head, *["bucket"] * bucket, ""), cells, left=0)
 
 
 @app.command("show")

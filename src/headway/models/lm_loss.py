@@ -54,19 +54,6 @@ def lm_row_sums(
 
 
 @torch.no_grad()
-def token_losses(
-    hidden: Tensor,
-    parts: Backbone,
-    positions: Tensor,
-    targets: Tensor,
-    *,
-    chunk_tokens: int = 256,
-) -> Tensor:
-    """-log p(target) in nats of each supervised token [n], for display. No gradient."""
-    return judged_tokens(hidden, parts, positions, targets, chunk_tokens=chunk_tokens)[0]
-
-
-@torch.no_grad()
 def judged_tokens(
     hidden: Tensor,
     parts: Backbone,

@@ -56,6 +56,22 @@ def checkpoint_rows(told: Timeline, manifests: Sequence[Manifest]) -> list[dict[
     ]
 
 
+def gone_row(told: Timeline, step: int) -> dict[str, Any]:
+    """The same of a checkpoint that is not on this disk, from the journal: as far as it goes."""
+    saved = next((e for e in reversed(told.saves) if e["step"] == step), {})
+    trained = next((e for e in reversed(told.steps) if e["step"] == step), {})
+    return {
+        "step": step,
+        "created_at": saved.get("at"),
+        "attempt": str(saved.get("attempt") or ""),
+        "bytes": saved.get("bytes"),
+        "loss": measured(trained.get("loss")),
+        "held_out_loss": _held_out_at(told, step),
+        "best": False,
+        "good": None,
+    }
+
+
 def best_checkpoint(told: Timeline, steps: Sequence[int]) -> int | None:
     """Which of these steps was measured to have the lowest held-out loss; None if none was."""
     best = best_evaluation([e for e in told.evaluations if e["step"] in set(steps)])

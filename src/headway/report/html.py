@@ -13,6 +13,7 @@ from headway.report.curves import in_words, run_charts, run_marks
 from headway.report.evaluations import evaluations
 from headway.report.page import page
 from headway.report.prose import key_figures, lead
+from headway.report.samples import samples
 from headway.report.summary import Summary, summarise
 from headway.report.timeline import Event, Timeline, timeline
 from headway.report.words import count
@@ -52,6 +53,7 @@ def report_html(
         _header(summary, told),
         _curves(told, marks),
         evaluations(told, extras.tested),
+        samples(told),
         worst_rows(told, extras.pictures),
         appendix.data(told),
         appendix.attempts(told),

@@ -13,7 +13,7 @@ SCRIPT = """
 (() => {
   const bar = document.getElementById("orders");
   if (!bar) return;
-  const rows = [...document.querySelectorAll("article.row")];
+  const rows = [...bar.parentNode.querySelectorAll("article")];
   const size = (row, key) => key in row.dataset ? Number(row.dataset[key]) : -Infinity;
   const order = key => {
     const by = key === "suspicious" ? "loss" : key;
