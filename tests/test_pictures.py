@@ -329,7 +329,7 @@ def test_rows_of_one_page_fall_on_the_same_side(tmp_path: Path, writer: PromptWr
 def test_a_row_that_is_too_long_is_cut_or_dropped_and_counted(
     tmp_path: Path, writer: PromptWriter, overlong: str, kept: int, told: str
 ) -> None:
-    rows = [row_of(0), {**row_of(1), "answer": "RED GREEN " * 60}]
+    rows = [row_of(0), {**row_of(1), "answer": "RED GREEN " * 200}]
     limits = {"max_truncated": 1.0, "max_dropped": 1.0}
     splits = prepared(tmp_path, writer, rows, overlong=overlong, **limits)
     assert len(splits.train) == kept and told in "\n".join(splits.report.lines())
@@ -339,7 +339,7 @@ def test_a_row_that_is_too_long_is_cut_or_dropped_and_counted(
 def test_by_default_a_row_that_is_too_long_is_an_error(
     tmp_path: Path, writer: PromptWriter
 ) -> None:
-    rows = [row_of(0), {**row_of(1), "answer": "RED GREEN " * 60}]
+    rows = [row_of(0), {**row_of(1), "answer": "RED GREEN " * 200}]
     with pytest.raises(DataError, match=r"rows\.jsonl:2.*more than max_tokens: 200"):
         prepared(tmp_path, writer, rows)
 

@@ -25,11 +25,12 @@ from headway.errors import DataError
 from headway.models.attention import recompute
 from headway.models.backbone import backbone
 from headway.models.eyes import Arrays, Eyes
-from headway.models.lm_loss import lm_row_sums, token_losses
+from headway.models.lm_loss import judged_tokens, lm_row_sums
 from headway.models.tuning import saved_model
 from headway.models.vision import flat_pictures, picture_states
 from headway.recipes.batching import Order, groups, longest_rows
 from headway.recipes.language_model import counts
+from headway.recipes.text import JudgedRow
 
 
 @dataclass
@@ -171,21 +172,22 @@ class VisionTask:
         vocabulary = backbone(self.model).head.weight.shape[0]
         return {**counts(self.model), "vocabulary": vocabulary, **self.described}
 
-    def losses_of(self, row: int) -> list[tuple[str, float]]:
-        """Each token of a held-out row's answer as text, with its loss in nats."""
+    def judged(self, row: int) -> JudgedRow:
+        """A held-out row's answer token by token, as the evaluation read it."""
         assert self.held is not None
         inputs = self.microbatch(self.held, [row], None).inputs
         device = next(self.model.parameters()).device
         sent = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
         with undisturbed(self.model, device), autocast(self.context.precision, device):
-            losses = token_losses(
+            figures = judged_tokens(
                 picture_states(self.model, sent),
                 backbone(self.model),
                 sent["positions"],
                 sent["targets"],
-            ).tolist()
-        texts = [self.tokenizer.decode([token]) for token in inputs["targets"].tolist()]
-        return list(zip(texts, losses, strict=True))
+            )
+        losses, choices, of_choices = (figure.tolist() for figure in figures)
+        targets = inputs["targets"].tolist()
+        return JudgedRow(targets, list(range(len(targets))), losses, choices, of_choices)
 
 
 def flatten(

@@ -18,6 +18,7 @@ from headway.models.eyes import Eyes
 from headway.models.files import model_files
 from headway.recipes.checks import CLOSE, OPEN, share_findings, shortened
 from headway.recipes.ocr_metrics import PageScore, diff
+from headway.recipes.text import shaded
 from headway.records import Check, Evaluation, Finding, Picture, RowLoss
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def worst(
     found = list(by_loss.values())
     for row in by_error:
         if row not in by_loss:
-            losses = [loss for _, loss in task.losses_of(row)]
+            losses = task.judged(row).losses
             found.append(
                 RowLoss(row=row, loss=sum(losses) / len(losses), weight=float(len(losses)))
             )
@@ -187,14 +188,12 @@ def _shown(task: VisionTask, row: int, read: tuple[str, PageScore] | None) -> di
     if asked := example.row.asked:
         shown["prompt"] = asked
     shown["reference"] = example.row.answer
+    shown |= shaded(task.judged(row), task.tokenizer)
     if read is not None:
         text, score = read
         shown["prediction"] = text
         shown["difference"] = [(t, MARKS[kind]) for kind, t in diff(text, example.row.answer)]
         shown |= {"error": score.cer, "cer": score.cer, "wer": score.wer}
-    tokens = task.losses_of(row)
-    shown["tokens"] = [[text, round(loss, 3)] for text, loss in tokens]
-    shown["length"] = len(example.row.answer)
     return shown
 
 

@@ -26,7 +26,7 @@ from headway.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm",
     ".jp2",
@@ -232,7 +232,6 @@ def _too_large(picture: Picture, what: str, reading: Reading) -> str:
 
 def _needs_pillow() -> None:
     try:
-        from PIL import Image
+        import PIL  # noqa: F401
     except ImportError as error:
         raise DataError("pictures need: pip install 'headway[vision]'") from error
-    Image.init()  # a format that is named but not loaded yet would be a KeyError

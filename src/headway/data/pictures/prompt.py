@@ -59,7 +59,8 @@ class PromptWriter:
         ids, said = [], []
         for number, (text, answer) in enumerate(self._pieces(messages, where)):
             piece = self._ids(text, where, first=number == 0)
-            ids.append(np.append(piece, self._end(text, where)) if answer else piece)
+            end = np.array(self._end(text, where) if answer else [], dtype=np.int32)
+            ids.append(np.concatenate([piece, end]))
             said.append(answer)
         whole = self._expanded(ids, features, where)
         marks = [np.full(len(piece), s) for piece, s in zip(whole, said, strict=True)]
