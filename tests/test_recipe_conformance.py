@@ -150,13 +150,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(case: str, tmp_path: Path, cut
 
 
 @pytest.mark.slow
-def test_qlora_resumes_bit_for_bit_with_evaluations_between(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["sft-lora", "vision-lora"])
+def test_qlora_resumes_bit_for_bit_with_evaluations_between(tmp_path: Path, recipe: str) -> None:
     pytest.importorskip("bitsandbytes")
     four_bits = {"tuning": {"kind": "qlora", "rank": 4, "alpha": 8}}
     bf16 = {"precision": "bf16"}
-    train(config_of("sft-lora", tmp_path / "a", task=four_bits, hardware=bf16))
+    train(config_of(recipe, tmp_path / "a", task=four_bits, hardware=bf16))
     with pytest.raises(Cut):
-        config = config_of("sft-lora", tmp_path / "b", task=four_bits, hardware=bf16)
+        config = config_of(recipe, tmp_path / "b", task=four_bits, hardware=bf16)
         train(config, show=CutAt(3))
     train(config)
     assert_same_state(final_state(tmp_path / "a/runs/run"), final_state(tmp_path / "b/runs/run"))
@@ -211,7 +212,8 @@ def test_an_export_gives_the_same_outputs_in_a_fresh_process(case: str, tmp_path
     to = tmp_path / "export"
     to.mkdir()
     trained.export(to, CASES[case][2])
-    outputs = {"toy": toy_outputs, "regression": score_outputs}.get(CASES[case][0], text_outputs)
+    own = {"toy": toy_outputs, "regression": score_outputs, "vision": picture_outputs}
+    outputs = own.get(CASES[case][0], text_outputs)
     program, expected = outputs(trained, to, CASES[case][2])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
@@ -266,6 +268,34 @@ def text_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor
         "from transformers import AutoModelForCausalLM\n"
         f"model = {load}.eval()\n"
         f"out = model(input_ids=torch.tensor({ids}), use_cache=False).logits[0, -1]\n"
+        "print(json.dumps(out.tolist()))"
+    )
+    return program, expected
+
+
+def picture_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:
+    """As a stranger would use it: transformers, the files in the folder, and a picture."""
+    from safetensors.torch import save_file
+
+    from headway.models.attention import generating
+    from headway.recipes.vision_export import probe_of
+
+    probe = probe_of(trained.task)
+    save_file({key: value.contiguous() for key, value in probe.items()}, to.parent / "probe.st")
+    with torch.no_grad(), generating(trained.task.model) as model:
+        expected = model(**probe, use_cache=False).logits[0, -1]
+    load = f"Auto.from_pretrained('{to}')"
+    if format == "adapter":
+        base = trained.config.task.base_model
+        load = f"PeftModel.from_pretrained(Auto.from_pretrained('{base}'), '{to}')"
+    program = (
+        "import json, torch; from peft import PeftModel; from safetensors.torch import load_file\n"
+        "from transformers import AutoImageProcessor, AutoModelForImageTextToText as Auto\n"
+        "from transformers import AutoTokenizer\n"
+        f"AutoTokenizer.from_pretrained('{to}').apply_chat_template\n"
+        f"assert AutoImageProcessor.from_pretrained('{to}').patch_size == 8\n"
+        f"model = {load}.eval(); probe = load_file('{to.parent}/probe.st')\n"
+        "out = model(**probe, use_cache=False).logits[0, -1]\n"
         "print(json.dumps(out.tolist()))"
     )
     return program, expected

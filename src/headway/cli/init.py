@@ -47,7 +47,7 @@ def starter_names() -> list[str]:
 
 def init_command(
     recipe: Annotated[
-        str, typer.Argument(help="Which kind of training: sft, regression, pretrain.")
+        str, typer.Argument(help="Which kind of training: sft, regression, pretrain, vision.")
     ],
     to: Annotated[
         Path | None, typer.Option(help="Where to write it.", show_default="RECIPE.yaml")

@@ -35,6 +35,13 @@ def train(
     from_step: Annotated[
         str | None, typer.Option("--from", help="Continue from this checkpoint (step-00000500).")
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Try it: 10 steps on 100 rows, as a run of its own (NAME-quick), begun anew.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON line a step.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Start again by itself after a crash or a hang.")
@@ -61,6 +68,8 @@ def train(
 
     if hang_minutes is not None and not supervise:
         raise ConfigError("--hang-minutes: only --supervise looks for hangs; give both")
+    if quick and (supervise or from_step):
+        raise ConfigError("--quick tries a config from step 1: leave --supervise and --from out")
     if supervise:
         once = (["--fresh"] if fresh else []) + (["--from", from_step] if from_step else [])
         given = [str(config), *(overrides or []), *(["--json"] if json else [])]
@@ -70,11 +79,14 @@ def train(
         from headway.api import train_run
         from headway.cli.progress import progress
         from headway.config import load_config
+        from headway.config.quick import quick as made_quick
 
         loaded = load_config(config, overrides or [])
+        if quick:
+            loaded = made_quick(loaded)
     with progress(json) as show:
         step = None if from_step is None else step_number(from_step)
-        folder, reason = train_run(loaded, fresh=fresh, from_step=step, show=show)
+        folder, reason = train_run(loaded, fresh=fresh or quick, from_step=step, show=show)
         show.ended(folder, reason, written_report(folder))
     leave(reason.exit_code)
 

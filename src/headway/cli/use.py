@@ -79,6 +79,17 @@ def predict(
         list[str] | None,
         typer.Option("--evidence", help="regression: a passage for --steps; repeat for more."),
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            help="vision: a picture, a folder of them, or a TIFF with pages; repeat for more.",
+        ),
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option("--instruction", help="vision: what to ask; left out: the run's own."),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", help="JSONL, one request a line, its keys as the options here."),
@@ -94,16 +105,61 @@ def predict(
     import json as json_module
 
     from headway.api import load_run
+    from headway.errors import ConfigError
 
     chain = {"problem": problem, "steps": steps, "evidence": evidence}
-    requests = requests_of(prompt or [], {k: v for k, v in chain.items() if v is not None}, file)
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    if image:
+        if prompt or file or any(value is not None for value in chain.values()):
+            raise ConfigError("--image goes with --instruction alone, not with other requests")
+        requests = picture_requests(image)
+    else:
+        given_chain = {k: v for k, v in chain.items() if v is not None}
+        requests = requests_of(prompt or [], given_chain, file)
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "instruction": instruction,
+    }
     options = {key: value for key, value in given.items() if value is not None}
     trained = load_run(run, step)
     check_all(trained.recipe, requests, options)
     for _, request in requests:
         answer = trained.predict({**options, **request})
-        typer.echo(json_module.dumps({**request, **answer}) if json else shown(answer["text"]))
+        if json:
+            typer.echo(json_module.dumps({**request, **answer}))
+            continue
+        if len(requests) > 1 and image:
+            typer.secho(picture_name(request), bold=True, err=True)
+        typer.echo(shown(answer["text"]))
+        if image:
+            typer.echo(f"{answer['tokens']} tokens, {answer['seconds']:.1f} s", err=True)
+
+
+def picture_requests(given: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """(where, request) of every page of every picture; ConfigError for a path without one."""
+    from headway.data.pictures import ENDINGS, Picture, pages
+    from headway.errors import ConfigError
+
+    found: list[tuple[str, dict[str, Any]]] = []
+    for place in given:
+        if not place.exists():
+            raise ConfigError(f"--image {place}: there is no such file or folder")
+        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        files = [f for f in files if f.is_file() and (f == place or f.suffix.lower() in ENDINGS)]
+        if not files:
+            raise ConfigError(f"--image {place}: no picture in it ({', '.join(ENDINGS)})")
+        for file in files:
+            count = pages(Picture(f"--image {file}", path=str(file)))
+            for page in range(count):
+                more = {"page": page} if count > 1 else {}
+                found.append((f"--image {file}", {"image": str(file), **more}))
+    return found
+
+
+def picture_name(request: Mapping[str, Any]) -> str:
+    """The file of a request, and its page where it has several."""
+    page = f", page {request['page'] + 1}" if "page" in request else ""
+    return f"{request['image']}{page}"
 
 
 def requests_of(
@@ -127,7 +183,9 @@ def requests_of(
     if file:
         found += [(record.where, dict(record.data)) for record in read_records(str(file))]
     if not found:
-        raise ConfigError("predict needs --prompt TEXT, --steps TEXT or --file REQUESTS.jsonl")
+        raise ConfigError(
+            "predict needs --prompt TEXT, --steps TEXT, --image FILE or --file REQUESTS.jsonl"
+        )
     return found
 
 

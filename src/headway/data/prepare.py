@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from headway.data import chat
 from headway.data.formats import Record
@@ -28,6 +28,41 @@ from headway.errors import DataError
 _FORMAT = 3
 _BATCH = 512
 SPLITS = ("train", "held-out", "test")
+
+
+class HasSources(Protocol):
+    """What a data section says of where rows come from."""
+
+    @property
+    def train(self) -> Sequence[Source]: ...  # noqa: D102
+    @property
+    def eval(self) -> Sequence[Source] | None: ...  # noqa: D102
+    @property
+    def test(self) -> Sequence[Source] | None: ...  # noqa: D102
+    @property
+    def eval_fraction(self) -> float | None: ...  # noqa: D102
+
+
+class HasLimits(HasSources, Protocol):
+    """Also what share of the rows may be lost."""
+
+    @property
+    def max_truncated(self) -> float: ...  # noqa: D102
+    @property
+    def max_dropped(self) -> float: ...  # noqa: D102
+    @property
+    def max_leaked(self) -> float: ...  # noqa: D102
+
+
+class HasContent(Protocol):
+    """What is counted of a row: its shape, its place, and a text that is equal for equal rows."""
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def where(self) -> str: ...  # noqa: D102
+    @property
+    def content(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +92,36 @@ def prepare(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int, cache
             raise DataError(
                 f"{folder}: the rows just written cannot be read back; is the disk bad?"
             )
-    if splits.held_out is None and data.eval_fraction is not None and len(splits.train):
+    refuse_unusable(data, splits.report, splits.train.sizes, held_out=splits.held_out is not None)
+    return splits
+
+
+def refuse_unusable(
+    data: HasLimits, report: DataReport, sizes: Sequence[int], *, held_out: bool
+) -> None:
+    """DataError where the rows are not what the section allows; ``sizes``: of training sources."""
+    if not held_out and data.eval_fraction is not None and sum(sizes):
         raise DataError(
-            f"eval_fraction: {data.eval_fraction} of {len(splits.train)} rows holds out no row; "
+            f"eval_fraction: {data.eval_fraction} of {sum(sizes)} rows holds out no row; "
             "raise it, or give eval:"
         )
     refuse_beyond(
-        splits.report,
+        report,
         max_truncated=data.max_truncated,
         max_dropped=data.max_dropped,
         max_leaked=data.max_leaked,
     )
-    for source, size in zip(data.train, splits.train.sizes, strict=True):
+    for source, size in zip(data.train, sizes, strict=True):
         if size == 0:
             raise DataError(
                 f"{source.path}: none of its rows can be trained on; mend the source or leave it "
-                "out:\n  " + "\n  ".join(splits.report.lines())
+                "out:\n  " + "\n  ".join(report.lines())
             )
-    return splits
 
 
 def survey(data: TextData, tokenizer: Any, *, max_tokens: int, seed: int) -> DataReport:
     """The report alone, writing nothing and refusing nothing: what ``headway data lint`` shows."""
-    tallies = _Tallies(data)
+    tallies = Tallies(data)
     for _ in _examples(data, tokenizer, max_tokens, seed, tallies):
         pass
     return tallies.report()
@@ -118,7 +160,7 @@ def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: 
     """Write everything into a partial folder, then give it its name."""
     partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    tallies = _Tallies(data)
+    tallies = Tallies(data)
     writers: dict[str, RowsWriter] = {}
     try:
         for split in SPLITS:
@@ -144,10 +186,10 @@ def _build(folder: Path, data: TextData, tokenizer: Any, max_tokens: int, seed: 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Tallies:
+class Tallies:
     """The tally of each (split, source), and which contents each split has had."""
 
-    def __init__(self, data: TextData) -> None:
+    def __init__(self, data: HasSources) -> None:
         self.by_key: dict[tuple[str, int], Tally] = {}
         for index, source in enumerate(data.train):
             self.by_key["train", index] = Tally(source=source.path, split="train")
@@ -158,7 +200,7 @@ class _Tallies:
             self.by_key["test", index] = Tally(source=source.path, split="test")
         self.contents: dict[str, set[int]] = {split: set() for split in SPLITS}
 
-    def read(self, split: str, source: int, row: chat.Row) -> Tally:
+    def read(self, split: str, source: int, row: HasContent) -> Tally:
         """Count a row that was read, its shape, and whether it was seen before."""
         tally = self.by_key[split, source]
         tally.read += 1
@@ -178,11 +220,12 @@ class _Tallies:
         return tally
 
     def report(self) -> DataReport:
+        """All tallies, in the order of the sources."""
         return DataReport(tuple(self.by_key.values()))
 
 
 def _examples(
-    data: TextData, tokenizer: Any, max_tokens: int, seed: int, tallies: _Tallies
+    data: TextData, tokenizer: Any, max_tokens: int, seed: int, tallies: Tallies
 ) -> Iterator[tuple[str, int, chat.Example]]:
     """(split, index of the source, example) for every row that is kept."""
     template = chat.chosen_template(data.chat_template, tokenizer)
@@ -198,7 +241,7 @@ def _examples(
                 written, tokenizer, max_tokens=max_tokens, overlong=data.overlong
             )
             for row, example in zip(rows, examples, strict=True):
-                held_out = split == "train" and _chance(row.content, seed) < share
+                held_out = split == "train" and chance(row.content, seed) < share
                 side = "held-out" if held_out else split
                 tally = tallies.read(side, index, row)
                 if _counted(tally, row, example, data):
@@ -237,6 +280,6 @@ def _number(content: str) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())
 
 
-def _chance(content: str, seed: int) -> float:
+def chance(content: str, seed: int) -> float:
     """A number in [0, 1) that depends on the seed and the content alone."""
     return _number(f"{seed}\n{content}") / 2**64

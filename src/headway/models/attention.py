@@ -116,12 +116,21 @@ def isolate(model: nn.Module) -> bool:
         return False
     before = base.config.get_text_config()._attn_implementation
     _register()
-    base.set_attn_implementation(NAME)
+    attend_by(base, NAME)
     proof = _runs if is_fake(model) else _proved
     if is_isolated(model) and proof(model):
         return True
-    base.set_attn_implementation(before)
+    attend_by(base, before)
     return False
+
+
+def attend_by(base: Any, name: str) -> None:
+    """Switch the language model's attention; a vision tower beside it keeps its own, which looks in
+    both directions and knows nothing of rows."""
+    text = base.config.get_text_config()
+    parts = getattr(base.config, "sub_configs", None) or {}
+    own = next((part for part in parts if getattr(base.config, part, None) is text), None)
+    base.set_attn_implementation(name if own is None else {own: name})
 
 
 @contextmanager
@@ -129,12 +138,12 @@ def generating(model: nn.Module) -> Iterator[nn.Module]:
     """Let the model attend through its cache, for ``generate``; isolation is back afterwards."""
     base, isolated = base_model(model), is_isolated(model)
     if isolated:
-        base.set_attn_implementation(GENERATING)
+        attend_by(base, GENERATING)
     try:
         yield model
     finally:
         if isolated:
-            base.set_attn_implementation(NAME)
+            attend_by(base, NAME)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

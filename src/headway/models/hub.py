@@ -96,17 +96,19 @@ def load_causal_lm(
     dtype: torch.dtype,
     device: torch.device,
     quantized: bool = False,
+    auto: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
     """A language model on the device; with ``quantized`` its linear layers in NF4 (2305.14314).
 
-    Never executes code that comes with the model. Raises ConfigError when it cannot be loaded.
+    ``auto``: which of transformers' ``AutoModelFor…`` knows the model. Never executes code that
+    comes with the model. Raises ConfigError when it cannot be loaded.
     """
     options: dict[str, Any] = dict(NO_CODE)
     if quantized:
         options["quantization_config"] = _nf4(dtype)
         options["device_map"] = {"": device}
     with explained(name):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto.from_pretrained(
             locate(name, cache), revision=revision, dtype=dtype, use_safetensors=True, **options
         )
     if quantized:

@@ -53,15 +53,21 @@ class Lora(BaseModel):
 Tuning = Annotated[Full | Lora, Field(discriminator="kind")]
 
 
-def adapt(model: PreTrainedModel, tuning: Full | Lora, tokens: Sequence[int] = ()) -> nn.Module:
+def adapt(
+    model: PreTrainedModel,
+    tuning: Full | Lora,
+    tokens: Sequence[int] = (),
+    layers: Sequence[str] | None = None,
+) -> nn.Module:
     """The model with the right parameters trainable.
 
     ``tokens`` are ids whose embedding rows train in every mode; the other rows of the table stay as
-    they are under lora and qlora. Raises ConfigError when no layer was adapted.
+    they are under lora and qlora. ``layers``: full names of the layers that get an adapter, in
+    place of ``tuning.target_modules``. Raises ConfigError when no layer was adapted.
     """
     if tuning.kind == "full":
         return model.requires_grad_(True)
-    targets = tuning.target_modules
+    targets = tuning.target_modules if layers is None else tuple(layers)
     options: dict[str, Any] = {}
     if tokens:
         options["trainable_token_indices"] = list(tokens)
@@ -80,12 +86,14 @@ def adapt(model: PreTrainedModel, tuning: Full | Lora, tokens: Sequence[int] = (
             warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"task.tuning.target_modules: {targets}: {error}") from error
+        raise ConfigError(f"task.tuning.target_modules: {targets!s:.300}: {error}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()  # adapters train in fp32 over any base
     if adapted_modules(adapted) == 0:
-        raise ConfigError(f"task.tuning.target_modules: {targets} fits no layer of this model")
+        raise ConfigError(
+            f"task.tuning.target_modules: {targets!s:.300} fits no layer of this model"
+        )
     return adapted
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -12,11 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from headway.engine.state import safetensors_chunks
+from headway.engine.task import SavedModel
 from headway.errors import CheckpointError, ConfigError
 from headway.models.attention import generating
-
-if TYPE_CHECKING:
-    from headway.recipes.text import TextTask
 
 TOLERANCE = 2e-3
 """Largest difference of logits, relative to the largest logit: fp32 sums in another order."""
@@ -24,12 +22,31 @@ TOLERANCE_BF16 = 2e-2
 """As much where the weights are bf16, whose every sum is rounded to 8 bits."""
 
 
-def export_model(task: TextTask, base: Any, to: Path, format: str) -> Mapping[str, Any]:
+class Exportable(Protocol):
+    """What an export needs of a task."""
+
+    model: nn.Module
+
+    def saved(self) -> SavedModel: ...  # noqa: D102
+
+
+def export_model(
+    task: Exportable,
+    base: Any,
+    to: Path,
+    format: str,
+    *,
+    auto: Any = AutoModelForCausalLM,
+    answer: Callable[[nn.Module], torch.Tensor] | None = None,
+) -> Mapping[str, Any]:
     """Write ``adapter``, ``merged`` or (a fully tuned model) ``full`` into the empty folder ``to``.
 
-    ``base`` is the untouched base model in fp32, or None for a fully tuned one. Returns the largest
-    difference between the logits of what was read back and of the model before it was written.
+    ``base`` is the untouched base model in fp32, or None for a fully tuned one. ``auto``: which of
+    transformers' ``AutoModelFor…`` reads the result back; ``answer``: a model's logits for
+    something fixed, else for a row of tokens. Returns the largest difference between the logits of
+    what was read back and of the model before it was written.
     """
+    logits_of = answer or logits
     adapted = isinstance(task.model, PeftModel)
     formats = ("adapter", "merged") if adapted else ("full",)
     if format not in formats:
@@ -37,23 +54,23 @@ def export_model(task: TextTask, base: Any, to: Path, format: str) -> Mapping[st
     write_saved(task, to)
     if not adapted:
         with generating(task.model) as trained:
-            expected = logits(trained)
-        found = AutoModelForCausalLM.from_pretrained(to, dtype=trained.dtype)
+            expected = logits_of(trained)
+        found = auto.from_pretrained(to, dtype=trained.dtype)
         rounded = TOLERANCE if trained.dtype == torch.float32 else TOLERANCE_BF16
-        return compared(expected, logits(found.to(trained.device)), to, rounded)
+        return compared(expected, logits_of(found.to(trained.device)), to, rounded)
     joined = PeftModel.from_pretrained(base, to)
-    expected = logits(joined)
+    expected = logits_of(joined)
     if format == "adapter":
         same_adapter(task.model, joined, to)
         return {"format": format, "to": str(to), "tensors": len(list(joined.parameters()))}
     for file in to.glob("adapter_*"):
         file.unlink()
     joined.merge_and_unload(safe_merge=True).save_pretrained(to)
-    found = AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32)
-    return compared(expected, logits(found), to) | {"format": format}
+    found = auto.from_pretrained(to, dtype=torch.float32)
+    return compared(expected, logits_of(found), to) | {"format": format}
 
 
-def write_saved(task: TextTask, to: Path) -> None:
+def write_saved(task: Exportable, to: Path) -> None:
     """The same files a checkpoint's ``model/`` folder holds."""
     saved = task.saved()
     for name, data in saved.files.items():

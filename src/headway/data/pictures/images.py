@@ -1,0 +1,237 @@
+"""One picture, from where it lies to RGB pixels: the same pixels every time, or an error in words.
+
+*Promises.* Nothing is decoded before it is asked for. A picture stands as its EXIF note says; what
+is transparent is white; one larger than the limit is refused before its pixels are unpacked. What
+cannot be read is a DataError that names file, line and picture. Nothing is executed: formats that
+PIL gives to other programs (EPS) are not read. *Does not promise* colours: profiles are ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import struct
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from headway.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm",
+    ".jp2",
+)  # fmt: skip
+MOST_PIXELS = 89_478_485
+"""PIL itself warns of a decompression bomb above this many pixels."""
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+class Reading(BaseModel):
+    """How pictures are read, in training, evaluation and prediction alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    decoded_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        le=MOST_PIXELS,
+        description="A picture with more pixels than this is refused before it is unpacked: a "
+        "small file can hold gigabytes.",
+    )
+    turn: Literal[0, 90, 180, 270] = Field(
+        0, description="Degrees that every picture is turned anticlockwise, after its EXIF note."
+    )
+    header_ratio: float | None = Field(
+        None,
+        gt=0,
+        description="Keep only the left part of a wide strip, its header: width = height x this "
+        "(1.3333 for well logs). None: the whole picture.",
+    )
+    unreadable: Literal["error", "skip"] = Field(
+        "error",
+        description="What to do with a row whose picture is missing, damaged or too large: stop "
+        "and name it, or leave it out and count it (see max_dropped).",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Where a picture is: in a file, or in memory."""
+
+    where: str
+    """File, line and number of the picture: ``train.jsonl:3, picture 1``."""
+    path: str | None = None
+    """A file on this disk, or a remote one with its ``://``."""
+    data: bytes | None = field(default=None, repr=False)
+    """The file's bytes, when the row itself held them."""
+    page: int = 0
+    """Of a file with several pages, counted from 0."""
+
+
+def content(picture: Picture) -> bytes:
+    """The picture's file as bytes. DataError when it is missing or a Git-LFS pointer."""
+    if picture.data is not None:
+        return picture.data
+    assert picture.path is not None
+    try:
+        if "://" in picture.path:
+            import fsspec
+
+            with fsspec.open(picture.path, "rb") as stream:
+                raw: bytes = stream.read()
+        else:
+            raw = Path(picture.path).read_bytes()
+    except (OSError, ImportError, ValueError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(f"{_named(picture)}: {why}; a path is relative to its data file") from error
+    if raw.startswith(_LFS):
+        raise DataError(
+            f"{_named(picture)}: this is a Git-LFS pointer, not a picture; run `git lfs pull` there"
+        )
+    return raw
+
+
+def decoded(picture: Picture, reading: Reading) -> Image:
+    """The picture in RGB, upright, turned and cropped as ``reading`` says.
+
+    DataError, naming the row, for one that is missing, damaged, of another format or too large.
+    """
+    return decoded_bytes(content(picture), picture, reading)
+
+
+def decoded_bytes(raw: bytes, picture: Picture, reading: Reading) -> Image:
+    """As ``decoded``, of bytes that were read already."""
+    _needs_pillow()
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    try:
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
+            if picture.page:
+                opened.seek(picture.page)
+            width, height = opened.size
+            if width * height > reading.decoded_pixels:
+                raise DataError(_too_large(picture, f"{width} x {height} pixels", reading))
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            return _placed(_rgb(upright), reading)
+    except bomb as error:
+        raise DataError(_too_large(picture, str(error), reading)) from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{_named(picture)}: no picture in a known format ({', '.join(FORMATS)}), "
+            f"{len(raw):,} bytes"
+        ) from error
+    except DataError:
+        raise
+    except (OSError, EOFError, SyntaxError, ValueError, KeyError, IndexError, OverflowError,
+            TypeError, struct.error, zlib.error) as error:  # fmt: skip
+        # PIL's readers raise all of these for damaged files
+        raise DataError(f"{_named(picture)}: the picture is damaged: {error}") from error
+
+
+def pages(picture: Picture) -> int:
+    """How many pages its file has. DataError as for ``decoded``."""
+    _needs_pillow()
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content(picture)), formats=FORMATS) as opened:
+            return int(getattr(opened, "n_frames", 1))
+    except (OSError, EOFError, SyntaxError, ValueError, struct.error) as error:
+        raise DataError(f"{_named(picture)}: no picture that can be read: {error}") from error
+
+
+def from_base64(text: str, where: str) -> Picture:
+    """A picture written as base64, or as a ``data:`` URI. DataError when it is neither."""
+    body = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return Picture(where, data=base64.b64decode("".join(body.split()), validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{where}: not base64: {error}") from error
+
+
+def png_bytes(image: Any) -> bytes:
+    """A decoded picture as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def kept(picture: Picture, raw: bytes, folder: Path) -> Picture:
+    """The picture as one that lies in a file: what a row held in memory is written to ``folder``.
+
+    Named by its content, so that the same picture is written once.
+    """
+    if picture.path is not None:
+        return picture
+    digest = hashlib.sha256(raw).hexdigest()
+    file = folder / digest[:2] / digest
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".partial-{file.name}-{os.getpid()}")
+        partial.write_bytes(raw)
+        partial.replace(file)
+    return Picture(picture.where, path=str(file), page=picture.page)
+
+
+def _rgb(image: Any) -> Any:
+    """Any of PIL's modes as RGB; what is transparent lies on white."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits: PIL would cut them off
+        values = np.asarray(image, dtype=np.float64)
+        most = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray((values.clip(0, most) * (255.0 / most)).astype(np.uint8))
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        clear = image.convert("RGBA")
+        white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, clear).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _placed(image: Any, reading: Reading) -> Any:
+    """Turned and cropped."""
+    from PIL import Image
+
+    if reading.turn:
+        turns = {
+            90: Image.Transpose.ROTATE_90,
+            180: Image.Transpose.ROTATE_180,
+            270: Image.Transpose.ROTATE_270,
+        }
+        image = image.transpose(turns[reading.turn])
+    if reading.header_ratio is not None:
+        width = min(image.width, max(1, round(image.height * reading.header_ratio)))
+        image = image.crop((0, 0, width, image.height))
+    return image
+
+
+def _named(picture: Picture) -> str:
+    page = f", page {picture.page + 1}" if picture.page else ""
+    return f"{picture.where}{page}" + (f" ({picture.path})" if picture.path else "")
+
+
+def _too_large(picture: Picture, what: str, reading: Reading) -> str:
+    return (
+        f"{_named(picture)}: too large to unpack: {what}, and images.decoded_pixels allows "
+        f"{reading.decoded_pixels:,}. Is it what it seems? Scale it down, or raise the limit"
+    )
+
+
+def _needs_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise DataError("pictures need: pip install 'headway[vision]'") from error

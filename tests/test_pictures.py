@@ -1,0 +1,405 @@
+"""Rows with pictures: every shape they come in, what is refused, and that nothing is silent."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("PIL", reason="pillow is not installed")
+
+from PIL import Image
+
+from headway.data.formats import Record
+from headway.data.pictures import (
+    ImageData,
+    ImageSplits,
+    Picture,
+    PromptWriter,
+    Reading,
+    decoded,
+    pages,
+    prepare_images,
+    recognise,
+)
+from headway.data.pictures.augment import Augmentation, augmented
+from headway.errors import DataError
+from tiny_vision import QWEN_TEMPLATE, drawn, png, row_of, tokenizer_of, write_rows
+
+
+def held(image: Any, **options: Any) -> Picture:
+    return Picture("rows.jsonl:7, picture 1", data=png(image, **options))
+
+
+class Squares:
+    """Eyes that see one feature in each square of 16 pixels."""
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        return -(-height // 16) * 16, -(-width // 16) * 16
+
+    def features(self, height: int, width: int) -> int:
+        high, wide = self.scaled(height, width)
+        return (high // 16) * (wide // 16)
+
+
+@pytest.fixture(scope="module")
+def writer() -> PromptWriter:
+    specials = ["<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    tokenizer = tokenizer_of(specials, QWEN_TEMPLATE)
+    return PromptWriter(tokenizer, QWEN_TEMPLATE, "<|image_pad|>", 4)
+
+
+def prepared(
+    folder: Path, writer: PromptWriter, rows: list[dict[str, Any]], **section: Any
+) -> ImageSplits:
+    file = write_rows(folder / "rows.jsonl", rows)
+    data = ImageData.model_validate({"train": str(file), **section})
+    return prepare_images(data, writer, Squares(), max_tokens=200, seed=1, cache=folder / "cache")
+
+
+# ------------------------------------------------------------------ one picture
+
+
+def test_a_picture_stands_as_its_exif_note_says() -> None:
+    image = Image.new("RGB", (30, 10), "white")
+    image.paste("black", (0, 0, 5, 10))  # the left end is black
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn it clockwise
+    found = decoded(held(image, exif=exif), Reading())
+    assert found.size == (10, 30)
+    assert found.getpixel((5, 1)) == (0, 0, 0) and found.getpixel((5, 28)) == (255, 255, 255)
+    assert decoded(held(image), Reading()).size == (30, 10)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes that says it has so many pixels."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        raw = name + body
+        return struct.pack(">I", len(body)) + raw + struct.pack(">I", zlib.crc32(raw))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9000, 12_000, 100_000])
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(side: int) -> None:
+    """The three sides lie above our limit, PIL's warning, and PIL's own refusal."""
+    picture = Picture("rows.jsonl:7, picture 1", data=bomb(side, side))
+    with pytest.raises(DataError, match=r"rows\.jsonl:7.*too large to unpack"):
+        decoded(picture, Reading())
+
+
+def test_the_limit_is_on_pixels_and_not_on_what_stands_in_the_file() -> None:
+    image = drawn("RED", 50, 40)
+    assert decoded(held(image), Reading(decoded_pixels=2000)).size == (50, 40)
+    with pytest.raises(DataError, match=r"50 x 40 pixels.*1,999"):
+        decoded(held(image), Reading(decoded_pixels=1999))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 60, 110])
+def test_a_damaged_picture_is_an_error_that_names_the_row(cut: int) -> None:
+    whole = png(drawn("GREEN 12"))
+    with pytest.raises(DataError, match=r"rows\.jsonl:7, picture 1"):
+        decoded(Picture("rows.jsonl:7, picture 1", data=whole[:cut]), Reading())
+
+
+def test_no_other_program_is_started_for_a_picture() -> None:
+    """PIL would give EPS to Ghostscript."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(DataError, match="no picture in a known format"):
+        decoded(Picture("x:1", data=eps), Reading())
+
+
+def test_a_pointer_of_git_lfs_is_not_taken_for_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    with pytest.raises(DataError, match="git lfs pull"):
+        decoded(Picture("x:1", path=str(tmp_path / "a.png")), Reading())
+
+
+def test_what_is_transparent_is_white_and_sixteen_bits_keep_their_grey() -> None:
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert decoded(held(clear), Reading()).getpixel((0, 0)) == (255, 255, 255)
+    grey = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
+    assert abs(decoded(held(grey), Reading()).getpixel((0, 0))[0] - 128) <= 1
+    paper = Image.new("1", (4, 4), 1)
+    assert decoded(held(paper), Reading()).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_tiff_has_pages_and_each_is_read(tmp_path: Path) -> None:
+    shades = [Image.new("L", (8, 6), value) for value in (0, 100, 200)]
+    file = tmp_path / "log.tif"
+    shades[0].save(file, save_all=True, append_images=shades[1:])
+    assert pages(Picture("x", path=str(file))) == 3
+    found = [decoded(Picture("x", path=str(file), page=n), Reading()) for n in range(3)]
+    assert [image.getpixel((0, 0))[0] for image in found] == [0, 100, 200]
+    with pytest.raises(DataError, match="page 4"):
+        decoded(Picture("x", path=str(file), page=3), Reading())
+
+
+@given(height=st.integers(1, 60), width=st.integers(1, 200))
+@settings(max_examples=40, deadline=None)
+def test_the_header_of_a_wide_strip_is_its_left_four_thirds(height: int, width: int) -> None:
+    image = Image.new("L", (width, height), 255)
+    image.putpixel((0, 0), 7)
+    found = decoded(held(image), Reading(header_ratio=4 / 3))
+    assert found.size == (min(width, max(1, round(height * 4 / 3))), height)
+    assert found.getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_a_turn_is_anticlockwise_and_comes_before_the_crop() -> None:
+    image = Image.new("L", (9, 40), 255)  # a strip that was scanned upright
+    image.putpixel((8, 0), 7)  # its right upper corner becomes the left upper one
+    found = decoded(held(image), Reading(turn=90, header_ratio=1.0))
+    assert found.size == (9, 9) and found.getpixel((0, 0)) == (7, 7, 7)
+
+
+# ------------------------------------------------------------------ augmentation
+
+
+@given(position=st.integers(0, 2**40), seed=st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_augmentation_is_a_function_of_seed_and_position_and_keeps_the_size(
+    position: int, seed: int
+) -> None:
+    how = Augmentation(rotation_degrees=3, shift=0.1, contrast=0.3, brightness=0.1, noise=0.1)
+    image = drawn("BLUE").convert("RGB")
+    first, again = (augmented(image, how, seed, position) for _ in range(2))
+    assert first.size == image.size and first.tobytes() == again.tobytes()
+    assert first.tobytes() != augmented(image, how, seed, position + 1).tobytes()
+    assert first.tobytes() != augmented(image, how, seed + 1, position).tobytes()
+
+
+def test_no_augmentation_leaves_every_pixel() -> None:
+    image = drawn("BLUE").convert("RGB")
+    assert augmented(image, Augmentation(), 1, 5).tobytes() == image.tobytes()
+
+
+def test_a_strong_one_still_shows_the_same_text() -> None:
+    """Negative control for a shift or turn that would throw the text out of the picture."""
+    image = drawn("BLUE").convert("RGB")
+    how = Augmentation(rotation_degrees=3, shift=0.05)
+    for position in range(20):
+        values = np.asarray(augmented(image, how, 0, position))
+        assert (values < 128).sum() > 0.6 * (np.asarray(image) < 128).sum()
+
+
+# ------------------------------------------------------------------ shapes of rows
+
+BYTES = png(drawn("RED 1"))
+ENCODED = base64.b64encode(BYTES).decode()
+URI = f"data:image/png;base64,{ENCODED}"
+ASK, TOLD = {"type": "text", "text": "Read."}, {"role": "assistant", "content": "RED 1"}
+
+
+def conversation(part: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [part, ASK]}, TOLD]}
+
+
+PAIR = {"instruction": "Read.", "answer": "RED 1"}
+SHAPES: list[dict[str, Any]] = [
+    {"image_base64": ENCODED, **PAIR},
+    {"image_base64": URI, **PAIR},
+    {"image": URI, **PAIR},
+    {"bytes": BYTES, **PAIR},
+    {"image": {"bytes": BYTES, "path": None}, **PAIR},
+    {"image": "pictures/a.png", **PAIR},
+    {"image_path": "pictures/a.png", **PAIR},
+    {"image": {"bytes": None, "path": "pictures/a.png"}, **PAIR},
+    {"image": Image.open(io.BytesIO(BYTES)), **PAIR},
+    {"images": ["pictures/a.png"], **PAIR},
+    conversation({"type": "image_url", "image_url": {"url": URI}}),
+    conversation({"type": "image_url", "image_url": URI}),
+    conversation({"type": "image", "image": "pictures/a.png"}),
+    conversation({"type": "image", "image": {"bytes": BYTES}}),
+    {**conversation({"type": "image", "text": None}), "images": ["pictures/a.png"]},
+]
+
+
+@pytest.mark.parametrize("data", SHAPES, ids=lambda d: "+".join(map(str, d)))
+def test_every_shape_becomes_the_same_conversation(data: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(BYTES)
+    row = recognise(Record(data, f"{tmp_path}/rows.jsonl:3"))
+    assert row.messages == (
+        {"role": "user", "content": [{"type": "image"}, ASK]},
+        {"role": "assistant", "content": [{"type": "text", "text": "RED 1"}]},
+    )
+    assert row.answer == "RED 1" and len(row.pictures) == 1
+    image = decoded(row.pictures[0], Reading())
+    assert image.tobytes() == Image.open(tmp_path / "pictures/a.png").convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ({"answer": "x", "instruction": "y"}, "one picture is needed"),
+        ({"image": "a.png", "image_base64": ENCODED, **PAIR}, "image and image_base64"),
+        ({"image": "a.png", "instruction": "y"}, "field 'answer' must be text"),
+        ({"image": "a.png", "answer": "x"}, "'instruction' must be text"),
+        ({"image_base64": "&&&", **PAIR}, "not base64"),
+        ({"image": "https://a.b/c.png", **PAIR}, "fetch it first"),
+        ({"image": 7, **PAIR}, "no picture"),
+        (conversation({"type": "video", "video": "a"}), "no text and no picture"),
+        ({**conversation(ASK), "images": ["a.png"]}, "have no part"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "needs a role"),
+    ],
+)
+def test_a_row_of_another_shape_is_refused_where_it_stands(data: dict[str, Any], what: str) -> None:
+    with pytest.raises(DataError, match=rf"train\.jsonl:9.*{what}"):
+        recognise(Record(data, "data/train.jsonl:9"))
+
+
+# ------------------------------------------------------------------ rows together
+
+
+def test_rows_are_light_whatever_their_pictures_weigh(tmp_path: Path, writer: PromptWriter) -> None:
+    splits = prepared(tmp_path, writer, [row_of(n) for n in range(3)])
+    for row in splits.train:
+        assert all(p.data is None and Path(str(p.path)).exists() for p in row.row.pictures)
+        assert row.features == (Squares().features(*row.sizes[0]),)
+        assert int((row.ids == 4).sum()) == sum(row.features)
+
+
+def test_only_the_answer_and_its_end_are_learned(tmp_path: Path, writer: PromptWriter) -> None:
+    for row in prepared(tmp_path, writer, [row_of(n) for n in range(6)]).train:
+        said = writer.tokenizer.decode(row.ids[row.supervised].tolist())
+        assert said == f"{row.row.answer}<|im_end|>"
+        assert not row.supervised[: row.prompt_tokens].any()
+        assert row.supervised[row.prompt_tokens :].all()
+
+
+def damaged_rows() -> list[dict[str, Any]]:
+    broken = base64.b64encode(png(drawn("PINK 9"))[:60]).decode()
+    return [row_of(0), {**row_of(1), "image_base64": broken}, row_of(2)]
+
+
+def test_a_damaged_picture_stops_the_run_and_names_its_line(
+    tmp_path: Path, writer: PromptWriter
+) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:2, picture 1.*unreadable: skip"):
+        prepared(tmp_path, writer, damaged_rows())
+
+
+def test_or_its_row_is_left_out_and_counted_if_that_was_asked_for(
+    tmp_path: Path, writer: PromptWriter
+) -> None:
+    skip = {"images": {"unreadable": "skip"}}
+    splits = prepared(tmp_path, writer, damaged_rows(), max_dropped=0.5, **skip)
+    assert len(splits.train) == 2
+    told = "\n".join(splits.report.lines())
+    assert "1 dropped, a picture that cannot be read" in told and "rows.jsonl:2" in told
+    with pytest.raises(DataError, match="max_dropped"):
+        prepared(tmp_path, writer, damaged_rows(), **skip)
+
+
+def test_the_same_page_in_both_splits_is_refused_whatever_its_label_says(
+    tmp_path: Path, writer: PromptWriter
+) -> None:
+    other = write_rows(tmp_path / "eval.jsonl", [{**row_of(1), "answer": "another label"}])
+    with pytest.raises(DataError, match="also among the training rows"):
+        prepared(tmp_path, writer, [row_of(0), row_of(1)], eval=str(other))
+
+
+def test_rows_of_one_page_fall_on_the_same_side(tmp_path: Path, writer: PromptWriter) -> None:
+    rows = [{**row_of(n), "instruction": ask} for n in range(30) for ask in ("Read.", "Say it.")]
+    splits = prepared(tmp_path, writer, rows, eval_fraction=0.3)
+    assert splits.held_out is not None
+
+    def names(part: list[Any]) -> set[str]:
+        return {row.row.filename for row in part}
+
+    assert not names(splits.train) & names(splits.held_out)
+    assert len(splits.train) + len(splits.held_out) == 60
+
+
+@pytest.mark.parametrize(
+    ("overlong", "kept", "told"),
+    [("truncate", 2, "1 truncated"), ("drop", 1, "1 dropped, longer than max_tokens")],
+)
+def test_a_row_that_is_too_long_is_cut_or_dropped_and_counted(
+    tmp_path: Path, writer: PromptWriter, overlong: str, kept: int, told: str
+) -> None:
+    rows = [row_of(0), {**row_of(1), "answer": "RED GREEN " * 200}]
+    limits = {"max_truncated": 1.0, "max_dropped": 1.0}
+    splits = prepared(tmp_path, writer, rows, overlong=overlong, **limits)
+    assert len(splits.train) == kept and told in "\n".join(splits.report.lines())
+    assert max(len(row.ids) for row in splits.train) <= 200
+
+
+def test_by_default_a_row_that_is_too_long_is_an_error(
+    tmp_path: Path, writer: PromptWriter
+) -> None:
+    rows = [row_of(0), {**row_of(1), "answer": "RED GREEN " * 200}]
+    with pytest.raises(DataError, match=r"rows\.jsonl:2.*more than max_tokens: 200"):
+        prepared(tmp_path, writer, rows)
+
+
+def test_a_picture_is_never_cut(tmp_path: Path, writer: PromptWriter) -> None:
+    late = {
+        "messages": [
+            {"role": "user", "content": "word " * 120},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": [{"type": "image", "image": URI}] * 30},
+            TOLD,
+        ]
+    }
+    splits = prepared(tmp_path, writer, [row_of(0), late], overlong="truncate", max_dropped=1.0)
+    assert len(splits.train) == 1
+
+
+def test_the_mark_of_a_picture_in_a_text_is_refused(tmp_path: Path, writer: PromptWriter) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:1.*room for 2"):
+        prepared(tmp_path, writer, [{**row_of(0), "answer": "say <|image_pad|> now"}])
+
+
+def test_a_second_look_unpacks_no_picture(
+    tmp_path: Path, writer: PromptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row_of(n) for n in range(4)]
+    first = prepared(tmp_path, writer, rows)
+    monkeypatch.setattr("headway.data.pictures.load.decoded_bytes", pytest.fail)
+    again = prepared(tmp_path, writer, rows)
+    assert again.identities == first.identities
+    assert [row.sizes for row in again.train] == [row.sizes for row in first.train]
+
+
+def test_another_picture_under_the_same_name_is_another_identity(
+    tmp_path: Path, writer: PromptWriter
+) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(png(drawn("RED 1")))
+    rows = [{"image": "a.png", **PAIR}]
+    first = prepared(tmp_path, writer, rows).identities
+    file.write_bytes(png(drawn("RED 2")))
+    assert prepared(tmp_path, writer, rows).identities != first
+
+
+def test_a_parquet_of_image_features_is_read(tmp_path: Path, writer: PromptWriter) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"image": {"bytes": BYTES, "path": "a.png"}, **PAIR}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    data = ImageData.model_validate({"train": str(tmp_path / "a.parquet")})
+    splits = prepare_images(
+        data, writer, Squares(), max_tokens=200, seed=1, cache=tmp_path / "cache"
+    )
+    assert splits.train[0].row.answer == "RED 1"
+
+
+def test_the_picture_budget_is_told(tmp_path: Path, writer: PromptWriter) -> None:
+    from headway.data.pictures.load import budget_lines
+
+    splits = prepared(tmp_path, writer, [row_of(n) for n in range(5)])
+    (line,) = budget_lines([("train", splits.train)], Squares())
+    assert "5 pictures" in line and "picture tokens a row" in line and "of all tokens" in line

@@ -1,0 +1,543 @@
+"""The recipe vision: one prompt for everything, rows that see only themselves, and what trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("PIL", reason="pillow is not installed")
+pytest.importorskip("jiwer", reason="jiwer is not installed")
+
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from cases import tree_of
+from headway.api import load_run, train
+from headway.config import RunConfig
+from headway.errors import ConfigError, DataError
+from headway.models import vision as parts_of_it
+from headway.models.attention import generating, is_isolated
+from headway.models.backbone import backbone, base_model
+from headway.models.eyes import load_eyes
+from headway.models.vision import linear_layers, part_of, picture_states
+from headway.opening import opened
+from headway.recipes.vision_reading import padded, prompt_of, read_held, read_rows
+from headway.recipes.vision_task import VisionTask
+from tiny_vision import drawn, png, row_of, tiny_llava, tiny_qwen, write_rows
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def config_of(folder: Path, case: str = "vision-lora", **task: Any) -> RunConfig:
+    tree = tree_of(case, folder)
+    tree["task"] |= task
+    return RunConfig(**tree)
+
+
+def task_of(folder: Path, case: str = "vision-lora", **task: Any) -> VisionTask:
+    with opened(config_of(folder, case, **task)) as run:
+        return run.task  # type: ignore[return-value]
+
+
+@pytest.fixture(params=["qwen", "llava"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def own_task(folder: Path, family: str, **task: Any) -> VisionTask:
+    base = tiny_qwen(folder) if family == "qwen" else tiny_llava(folder)
+    return task_of(folder, base_model=str(base), **task)
+
+
+# ------------------------------------------------------------------ the model's own numbers
+
+
+def stranger(eyes: Any, image: Any) -> dict[str, Any]:
+    """What transformers' own image processor makes of a picture."""
+    return dict(eyes.processor(images=[image], return_tensors="np"))
+
+
+def noise(height: int, width: int) -> Any:
+    drawn_at = np.random.default_rng(height * 1000 + width)
+    return Image.fromarray(drawn_at.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+SIZES = [(16, 16), (1, 1), (7, 150), (33, 47), (64, 64), (200, 31), (100, 400), (15, 300)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_those_of_the_models_own_processor_bit_for_bit(
+    tmp_path: Path, family: str, size: tuple[int, int]
+) -> None:
+    base = tiny_qwen(tmp_path) if family == "qwen" else tiny_llava(tmp_path)
+    eyes = load_eyes(str(base), None, tmp_path, min_pixels=None, max_pixels=None)
+    image = noise(*size)
+    found, own = eyes.pixels(image), stranger(eyes, image)
+    if family == "llava":
+        np.testing.assert_array_equal(found["pixel_values"], own["pixel_values"])
+        return
+    np.testing.assert_array_equal(found["image_grid_thw"], own["image_grid_thw"])
+    frames = own["pixel_values"].reshape(len(own["pixel_values"]), 3, 2, 64)
+    for frame in range(2):  # a still picture is two equal frames to Qwen
+        ours = found["pixel_values"].reshape(-1, 3, 64)
+        np.testing.assert_array_equal(ours, frames[:, :, frame])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_picture_has_as_many_tokens_as_the_model_makes_features_of_it(
+    tmp_path: Path, family: str, size: tuple[int, int]
+) -> None:
+    base = tiny_qwen(tmp_path) if family == "qwen" else tiny_llava(tmp_path)
+    eyes = load_eyes(str(base), None, tmp_path, min_pixels=None, max_pixels=None)
+    model = AutoModelForImageTextToText.from_pretrained(base).eval()
+    own = {key: torch.from_numpy(value) for key, value in stranger(eyes, noise(*size)).items()}
+    with torch.no_grad():
+        features = model.model.get_image_features(**own).pooler_output
+    assert torch.cat(list(features)).shape[0] == eyes.features(*size)
+
+
+def test_a_picture_beyond_what_the_model_takes_is_refused_with_its_row(tmp_path: Path) -> None:
+    row = {**row_of(0), "image_base64": None, "bytes": None}
+    (tmp_path / "thin.png").write_bytes(png(Image.new("L", (500, 2))))
+    file = write_rows(tmp_path / "thin.jsonl", [{**row, "image": "thin.png"}])
+    with pytest.raises(DataError, match=r"thin\.jsonl:1.*cannot take"):
+        task_of(tmp_path / "x", data={"train": str(file)})
+
+
+def test_the_budget_of_pixels_decides_how_many_tokens_a_picture_has(tmp_path: Path) -> None:
+    few, many = (
+        task_of(tmp_path / str(most), max_pixels=most, min_pixels=256).train for most in (512, 4096)
+    )
+    assert max(sum(row.features) for row in few) <= 3 < max(sum(row.features) for row in many)
+    with pytest.raises(ConfigError, match="the largest must not be less"):
+        task_of(tmp_path / "c", max_pixels=300, min_pixels=900)
+    with pytest.raises(ConfigError, match="every picture at one size"):
+        own_task(tmp_path / "d", "llava", max_pixels=4096)
+
+
+# ------------------------------------------------------------------ one prompt
+
+
+def test_training_evaluation_and_prediction_give_the_model_the_same_bits(
+    tmp_path: Path, family: str
+) -> None:
+    """Seed system 000 put the picture first in one of them and the text first in another."""
+    task = own_task(tmp_path, family, augmentation=None)
+    records = [row_of(n) for n in range(24)]
+    by_name = {record["filename"]: record for record in records}
+    assert task.held is not None
+    for row in (*task.train[:4], *task.held[:2]):
+        record = by_name[row.row.filename]
+        uri = f"data:image/png;base64,{record['image_base64']}"
+        ids, pictures = prompt_of(task, {"image": uri, "instruction": record["instruction"]})
+        trained = task.microbatch([row], [0], None).inputs
+        assert trained["input_ids"][0, : row.prompt_tokens].tolist() == ids.tolist()
+        read = padded(task, [(row.ids[: row.prompt_tokens], task.pictures(row, None))])
+        asked = padded(task, [(ids, pictures)])
+        assert read.keys() == asked.keys()
+        for key, value in asked.items():
+            assert torch.equal(value, read[key]), key
+        for key in trained["picture_keys"]:
+            assert torch.equal(trained[key], asked[key]), key
+
+
+def test_a_training_row_is_the_prompt_and_then_the_answer(tmp_path: Path, family: str) -> None:
+    task = own_task(tmp_path, family)
+    for row in task.train:
+        said = row.ids[row.prompt_tokens :].tolist()
+        text = task.tokenizer.decode(said, skip_special_tokens=True)
+        assert text.strip() == row.row.answer and said[-1] in (0,)
+        assert row.ids[row.prompt_tokens - 1] != 0 and row.supervised.sum() == len(said)
+
+
+def test_prompt_tokens_carry_no_loss(tmp_path: Path, family: str) -> None:
+    """Another word in the prompt changes the states, but no prompt token is ever a target."""
+    task = own_task(tmp_path, family)
+    (microbatch,) = task.batch_at(0)
+    ids = microbatch.inputs["input_ids"][0]
+    at, targets = microbatch.inputs["positions"], microbatch.inputs["targets"]
+    assert torch.equal(ids[at + 1], targets)
+    assert int((targets == task.eyes.image_id).sum()) == 0
+    assert microbatch.weight == len(targets) < len(ids) / 2
+    per_row = [task.train[row].weight for row in microbatch.rows]
+    assert list(microbatch.weights) == per_row
+
+
+# ------------------------------------------------------------------ rows that see only themselves
+
+
+def own_losses(task: VisionTask, rows: list[int]) -> list[float]:
+    """Each row's loss by the model's own forward, alone, logits and all."""
+    model = AutoModelForImageTextToText.from_pretrained(task.base_model).eval()
+    found = []
+    for row in (task.train[n] for n in rows):
+        from headway.models.vision import own_inputs
+        from headway.recipes.vision_export import _whole_patches
+
+        inputs = own_inputs(task.eyes, row.ids, task.pictures(row, None))
+        inputs |= _whole_patches(task, inputs)
+        labels = torch.from_numpy(np.where(row.supervised, row.ids, -100).astype(np.int64))
+        with torch.no_grad():
+            logits = model(**inputs, use_cache=False).logits[0]
+        found.append(
+            torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum").item()
+        )
+    return found
+
+
+def losses(task: VisionTask, rows: list[int]) -> list[float]:
+    task.model.eval()
+    with torch.no_grad():
+        microbatch = task.microbatch(task.train, rows, None)
+        found: list[float] = task.loss(task.model, microbatch.inputs)["loss"].tolist()
+    return found
+
+
+def test_rows_together_lose_what_each_loses_alone_in_the_models_own_forward(
+    tmp_path: Path, family: str
+) -> None:
+    task = own_task(tmp_path, family)
+    assert is_isolated(task.model)
+    rows = [3, 0, 7, 5]
+    assert losses(task, rows) == pytest.approx(own_losses(task, rows), rel=1e-4)
+
+
+def test_a_model_whose_rows_cannot_be_kept_apart_runs_one_at_a_time(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = losses(own_task(tmp_path, family), [3, 0, 7, 5])
+    monkeypatch.setattr(parts_of_it, "_proved", lambda model, eyes: False)
+    task = own_task(tmp_path, family)
+    assert not is_isolated(task.model)
+    assert "one row at a time" in task.facts()["model"]
+    assert losses(task, [3, 0, 7, 5]) == pytest.approx(together, rel=1e-4)
+
+
+@pytest.mark.parametrize("leak", ["places", "pictures"])
+def test_the_proof_sees_rows_that_leak(
+    tmp_path: Path, leak: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: places counted through all rows, and pictures in the wrong order."""
+    task = own_task(tmp_path, "qwen")
+    assert parts_of_it._proved(task.model, task.eyes)
+    whole = parts_of_it._laid
+
+    def broken(*given: Any) -> dict[str, Any]:
+        inputs = whole(*given)
+        if leak == "places":
+            tokens = inputs["input_ids"].shape[1]
+            inputs["position_ids"] = torch.arange(tokens).expand(3, 1, tokens)
+        else:
+            inputs["pixel_values"] = inputs["pixel_values"].flip(0)
+        return inputs
+
+    monkeypatch.setattr(parts_of_it, "_laid", broken)
+    assert not parts_of_it._proved(task.model, task.eyes)
+
+
+def test_another_picture_in_one_row_changes_that_row_alone(tmp_path: Path, family: str) -> None:
+    task = own_task(tmp_path, family)
+    task.model.eval()
+    before = task.microbatch(task.train, [0, 1, 2], None).inputs
+    after = dict(before)
+    cut = before["picture_ends"]["pixel_values"]
+    pixels = before["pixel_values"].clone()
+    pixels[cut[0] : cut[1]] = pixels[cut[0] : cut[1]].flip(-1) + 1
+    after["pixel_values"] = pixels
+    with torch.no_grad():
+        one, other = (picture_states(task.model, inputs) for inputs in (before, after))
+    ends = [0, *before["row_ends"]]
+    changed = [bool((one - other)[a:b].abs().max() > 1e-6) for a, b in pairwise(ends)]
+    assert changed == [False, True, False]
+
+
+# ------------------------------------------------------------------ what trains
+
+
+@pytest.mark.parametrize("part", ["language", "vision", "both"])
+def test_adapters_are_on_the_chosen_part_and_counted(
+    tmp_path: Path, family: str, part: str
+) -> None:
+    task = own_task(tmp_path, family, adapt=part)
+    counted = task.facts()["adapted_by_part"]
+    trained = {
+        part_of(task.model, name)
+        for name, parameter in base_model(task.model).named_parameters()
+        if parameter.requires_grad
+    }
+    assert trained == ({"language", "vision"} if part == "both" else {part})
+    # a language layer has 7 linear layers, one of Qwen's tower 4, one of CLIP's 6, a merger 2
+    expected = {"language": 14, "vision": 2 * 4 + 3 * 2 if family == "qwen" else 3 * 6 + 2}
+    assert counted == {k: n if part in (k, "both") else 0 for k, n in expected.items()}
+    assert f"{counted['language']} language and {counted['vision']} vision" in task.facts()["model"]
+    task.model.train()
+    (microbatch,) = task.batch_at(0)
+    task.loss(task.model, microbatch.inputs)["loss"].sum().backward()
+    grads = [p.grad for p in task.model.parameters() if p.requires_grad]
+    reached = sum(g is not None and bool(g.abs().max() > 0) for g in grads)
+    assert reached >= len(grads) // 2  # the other half is A while B is still zero
+
+
+@pytest.mark.parametrize("part", ["language", "vision", "both"])
+def test_a_model_that_trains_whole_may_train_in_part(tmp_path: Path, part: str) -> None:
+    task = own_task(tmp_path, "qwen", tuning={"kind": "full"}, adapt=part)
+    trained = {
+        part_of(task.model, name)
+        for name, parameter in task.model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert trained - {"head"} == ({"language", "vision"} if part == "both" else {part})
+
+
+def test_chosen_endings_are_looked_for_in_the_chosen_part_alone(tmp_path: Path) -> None:
+    tuning = {"kind": "lora", "rank": 2, "target_modules": ["q_proj", "qkv"]}
+    for part, names in (("language", {"q_proj"}), ("vision", {"qkv"})):
+        task = own_task(tmp_path / part, "qwen", tuning=tuning, adapt=part)
+        adapted = {
+            name.rsplit(".", 1)[-1]
+            for name, module in base_model(task.model).named_modules()
+            if hasattr(module, "lora_A")
+        }
+        assert adapted == names
+    with pytest.raises(ConfigError, match="fits no linear layer of the part vision"):
+        own_task(tmp_path / "z", "qwen", tuning={**tuning, "target_modules": ["q_proj"]},
+                 adapt="vision")  # fmt: skip
+
+
+def test_the_output_head_gets_no_adapter(tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(tiny_qwen(tmp_path))
+    assert not [name for name in linear_layers(model, "both") if "head" in name]
+
+
+def test_a_family_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    base = tiny_qwen(tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "idefics3"}))
+    with pytest.raises(ConfigError, match=r"qwen3_vl, llava|cannot be loaded"):
+        own_task(tmp_path, "qwen")
+
+
+def test_config_says_what_belongs_together(tmp_path: Path) -> None:
+    for task, what in (
+        ({"scratch": {}}, "base_model, or scratch"),
+        ({"base_model": None}, "base_model, or scratch"),
+        ({"base_model": None, "scratch": {}}, "tuning: {kind: full}"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            config_of(tmp_path, **task)
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        scratch = {"hidden_size": 30, "heads": 4}
+        task_of(tmp_path, "vision-scratch", scratch=scratch)
+
+
+# ------------------------------------------------------------------ reading aloud
+
+
+def test_rows_that_are_read_together_are_read_as_each_alone(tmp_path: Path, family: str) -> None:
+    task = own_task(tmp_path, family)
+    assert task.held is not None
+    rows = list(range(len(task.held)))
+    together = read_held(task, rows, 6)
+    alone = [read_held(task, [row], 6)[0] for row in rows]
+    assert together == alone and len({read.text for read in together}) >= 1
+
+
+def test_what_is_read_is_the_models_own_greedy_answer(tmp_path: Path, family: str) -> None:
+    task = own_task(tmp_path, family)
+    model = AutoModelForImageTextToText.from_pretrained(task.base_model).eval()
+    row = task.train[0]
+    from headway.models.vision import own_inputs
+    from headway.recipes.vision_export import _whole_patches
+
+    prompt = row.ids[: row.prompt_tokens]
+    pictures = task.pictures(row, None)
+    inputs = own_inputs(task.eyes, prompt, pictures)
+    inputs |= _whole_patches(task, inputs)
+    made = model.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    own = task.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
+    assert read_rows(task, [(prompt, pictures)], 6)[0].text == own
+
+
+def test_reading_leaves_the_model_ready_to_train(tmp_path: Path) -> None:
+    task = own_task(tmp_path, "qwen")
+    before = losses(task, [0, 1])
+    task.model.train()
+    read_held(task, [0], 3)
+    assert task.model.training and is_isolated(task.model)
+    assert losses(task, [0, 1]) == before
+    with generating(task.model):
+        assert not is_isolated(task.model)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Iterator[Any]:
+    config = config_of(tmp_path, "vision-scratch", augmentation=None)
+    train(config)
+    yield load_run(tmp_path / "runs/run", data=True)
+
+
+def test_an_evaluation_has_error_rates_and_shows_its_worst_rows(trained: Any) -> None:
+    from headway.records import Picture
+
+    found = trained.evaluate(worst_rows=2)
+    assert {"loss", "cer", "wer", "n", "unfinished", "reading_seconds"} <= set(found.metrics)
+    assert any(name.startswith("cer/") for name in found.baselines)
+    assert 2 <= len(found.worst) <= 4
+    for row in found.worst:
+        assert isinstance(row.shown["page"], Picture)
+        wanted = "".join(t for t, mark in row.shown["difference"] if mark != "added")
+        said = "".join(t for t, mark in row.shown["difference"] if mark != "missing")
+        assert (wanted, said) == (row.shown["reference"], row.shown["prediction"])
+        assert row.shown["error"] == row.shown["cer"] and row.loss > 0
+    highest = sorted(found.worst, key=lambda row: -row.loss)[0]
+    assert highest.row == found.worst[0].row
+
+
+def test_predict_reads_a_file_and_says_how_long_it_took(trained: Any, tmp_path: Path) -> None:
+    (tmp_path / "page.png").write_bytes(png(drawn("RED 3")))
+    answer = trained.predict({"image": str(tmp_path / "page.png"), "max_new_tokens": 4})
+    assert set(answer) == {"text", "fields", "tokens", "finished", "prompt_tokens", "seconds"}
+    assert answer["tokens"] <= 4 and answer["seconds"] > 0
+    json.dumps(answer)
+    for request, what in (
+        ({}, "needs image"),
+        ({"image": "a", "images": ["a"]}, "needs image"),
+        ({"image": "a", "temperature": 1.5}, "no temperature"),
+        ({"image": "a", "instruction": 3}, "must be a text"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            trained.recipe.check_request(request)
+    with pytest.raises(DataError, match="no such file"):
+        trained.predict({"image": str(tmp_path / "none.png")})
+
+
+def test_predict_on_the_command_line_takes_a_folder_and_pages(trained: Any, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from headway.cli import build_app
+
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(drawn("RED 3")))
+    drawn("BLUE 1").save(folder / "b.tif", save_all=True, append_images=[drawn("PINK 2")])
+    (folder / "notes.txt").write_text("no picture")
+    given = ["predict", str(trained.folder), "--image", str(folder), "--max-new-tokens", "3"]
+    done = CliRunner().invoke(build_app(), [*given, "--json"])
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(Path(x["image"]).name, x.get("page")) for x in lines] == [
+        ("a.png", None), ("b.tif", 0), ("b.tif", 1),
+    ]  # fmt: skip
+    assert all("text" in x and "fields" in x and x["seconds"] > 0 for x in lines)
+
+
+# ------------------------------------------------------------------ augmentation and batches
+
+
+def test_held_out_rows_are_never_augmented_and_training_rows_are(tmp_path: Path) -> None:
+    task = task_of(tmp_path)
+    plain = replace(task, augmentation=None)
+    assert [m.inputs["pixel_values"].sum().item() for m in task.held_out()] == [
+        m.inputs["pixel_values"].sum().item() for m in plain.held_out()
+    ]
+    (one,), (other,) = task.batch_at(0), plain.batch_at(0)
+    assert not torch.equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
+    assert torch.equal(one.inputs["input_ids"], other.inputs["input_ids"])
+
+
+def test_a_row_is_augmented_otherwise_in_the_next_epoch(tmp_path: Path) -> None:
+    task = task_of(tmp_path)
+    seen = {}
+    for step in range(8):
+        for position, row in enumerate(r for m in task.batch_at(step) for r in m.rows):
+            pixels = task.pictures(task.train[row], step * 8 + position)[0]["pixel_values"]
+            seen.setdefault(row, set()).add(pixels.tobytes())
+    repeated = [looks for looks in seen.values() if len(looks) > 1]
+    assert repeated, "no row came twice"
+
+
+def test_rows_and_ranks_share_a_batch_as_the_order_says(tmp_path: Path) -> None:
+    task = task_of(tmp_path)
+    whole = [row for m in task.batch_at(2) for row in m.rows]
+    shares = []
+    for rank in range(2):
+        mine = replace(task, context=replace(task.context, rank=rank, ranks=2))
+        shares.append([(m.rows, m.inputs["pixel_values"]) for m in mine.batch_at(2)])
+    assert [r for rows, _ in shares[0] for r in rows] == whole[::2]
+    assert [r for rows, _ in shares[1] for r in rows] == whole[1::2]
+    both = sum(pixels.double().sum() for share in shares for _, pixels in share)
+    everything = sum(m.inputs["pixel_values"].double().sum() for m in task.batch_at(2))
+    assert both == pytest.approx(everything.item())
+
+
+def test_a_picture_that_changed_its_size_since_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(drawn("RED", 40, 20)))
+    rows = [{"image": "a.png", "instruction": "Read.", "answer": "RED"}]
+    file = write_rows(tmp_path / "one.jsonl", rows)
+    tree = tree_of("vision-lora", tmp_path / "x")
+    tree["task"] |= {"data": {"train": str(file)}}
+    tree["evaluate"] = None
+    with opened(RunConfig(**tree)) as run:
+        (tmp_path / "a.png").write_bytes(png(drawn("RED", 80, 20)))
+        with pytest.raises(DataError, match="has changed since"):
+            run.task.batch_at(0)
+
+
+def test_text_rows_among_pictures_train_too(tmp_path: Path, family: str) -> None:
+    said = {"role": "assistant", "content": "RED"}
+    text = {"messages": [{"role": "user", "content": "Which colour?"}, said]}
+    file = write_rows(tmp_path / "mixed.jsonl", [text, row_of(1), text, row_of(2)])
+    limits = {"max_leaked": 1.0}
+    task = own_task(tmp_path / "x", family, data={"train": str(file), **limits})
+    rows = [0, 1, 2, 3]
+    assert losses(task, rows) == pytest.approx(own_losses(task, rows), rel=1e-4)
+    assert losses(task, [0, 2]) == pytest.approx(own_losses(task, [0, 2]), rel=1e-4)
+
+
+def test_several_pictures_in_one_row_stand_in_their_order(tmp_path: Path) -> None:
+    one, two = row_of(1)["image_base64"], row_of(2)["image_base64"]
+
+    def both(first: str, second: str) -> dict[str, Any]:
+        images = [f"data:image/png;base64,{each}" for each in (first, second)]
+        return {"images": images, "instruction": "Which is older?", "answer": "RED"}
+
+    file = write_rows(tmp_path / "two.jsonl", [both(one, two), both(two, one)])
+    task = own_task(tmp_path / "x", "qwen", data={"train": str(file)})
+    assert [len(row.features) for row in task.train] == [2, 2]
+    assert task.train[0].features == task.train[1].features[::-1]
+    assert losses(task, [0, 1]) == pytest.approx(own_losses(task, [0, 1]), rel=1e-4)
+
+
+def test_the_data_report_and_a_row_as_it_is_read_are_shown(tmp_path: Path) -> None:
+    from headway.config import find_recipe
+
+    config = config_of(tmp_path)
+    recipe = find_recipe("vision")
+    survey = recipe.survey(config.task, 5, tmp_path / "cache")
+    assert any("picture budget: min_pixels 256" in line for line in survey.lines)
+    assert not survey.refusal
+    row = next(iter(recipe.rows_as_read(config.task, tmp_path / "cache")))
+    texts = [text for text, _, _ in row.runs]
+    assert any(text.startswith("[picture ") and "tokens]" in text for text in texts)
+    learned = "".join(text for text, target, _ in row.runs if target)
+    assert learned.endswith("<|im_end|>") and "What is written" not in learned
+
+
+def test_a_new_model_counts_its_layers_and_is_saved_as_transformers_would(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "vision-scratch")
+    train(config)
+    newest = sorted((tmp_path / "runs/run/checkpoints").glob("step-*"))[-1] / "model"
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= {
+        file.name for file in newest.iterdir()
+    }
+    model = AutoModelForImageTextToText.from_pretrained(newest)
+    assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
+    assert backbone(model).head.weight is model.get_input_embeddings().weight
