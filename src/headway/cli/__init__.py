@@ -26,6 +26,7 @@ def build_app() -> typer.Typer:
         train,
         upload,
         use,
+        watch,
     )
 
     app = typer.Typer(
@@ -42,6 +43,7 @@ def build_app() -> typer.Typer:
     app.command("doctor")(check.doctor)
     app.command("plan")(plan.plan)
     app.command("train")(train.train)
+    app.command("watch")(watch.watch)
     app.command("status")(status.status)
     app.command("report")(report.report)
     app.add_typer(checkpoints.app, name="checkpoints")
