@@ -70,12 +70,13 @@ class Tail:
         """Where the last whole line ends that was read."""
         self._known = b""
 
-    def read(self, sparse_steps: int | None = None) -> Growth:
+    def read(self, sparse_steps: int | None = None, *, at_most_bytes: int | None = None) -> Growth:
         """The whole lines since the last call; a torn one waits, a damaged one is skipped.
 
         ``sparse_steps``: of many new ``step`` lines about so many are parsed, evenly spread, those
-        before another event, and all of the last 128 KiB; other events are always parsed. A journal that is not there just
-        now has not grown. Raises OSError.
+        before another event, and all of the last 128 KiB; other events are always parsed.
+        ``at_most_bytes``: stop after the line that reaches so many. A journal that is not there
+        just now has not grown. Raises OSError.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -86,7 +87,8 @@ class Tail:
             anew = not self._goes_on(fd, size_bytes)
             if anew:
                 self.offset_bytes = 0
-            events = self._new_events(fd, size_bytes, sparse_steps)
+            end = size_bytes if at_most_bytes is None else self.offset_bytes + at_most_bytes
+            events = self._new_events(fd, size_bytes, end, sparse_steps)
             known_bytes = min(_KNOWN_BYTES, self.offset_bytes)
             self._known = os.pread(fd, known_bytes, self.offset_bytes - known_bytes)
         finally:
@@ -98,12 +100,14 @@ class Tail:
         known = os.pread(fd, len(self._known), self.offset_bytes - len(self._known))
         return size_bytes >= self.offset_bytes and known == self._known
 
-    def _new_events(self, fd: int, size_bytes: int, sparse_steps: int | None) -> list[Event]:
+    def _new_events(
+        self, fd: int, size_bytes: int, end: int, sparse_steps: int | None
+    ) -> list[Event]:
         events: list[Event] = []
         begin, torn = self.offset_bytes, b""
         stride_bytes = (size_bytes - begin) // sparse_steps if sparse_steps else 0
         next_at, passed = 0, b""  # where the next step line is taken; one that was not
-        while begin + len(torn) < size_bytes:
+        while begin < end and begin + len(torn) < size_bytes:
             at = begin + len(torn)
             block = os.pread(fd, min(_READ_BYTES, size_bytes - at), at)
             if not block:
@@ -121,6 +125,8 @@ class Tail:
                     events += _parsed(passed)
                 events += _parsed(line)
                 passed = b""
+                if begin >= end:
+                    break
         self.offset_bytes = begin
         return events
 

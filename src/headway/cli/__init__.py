@@ -23,6 +23,7 @@ def build_app() -> typer.Typer:
         plan,
         report,
         status,
+        track,
         train,
         upload,
         use,
@@ -46,6 +47,7 @@ def build_app() -> typer.Typer:
     app.command("watch")(watch.watch)
     app.command("status")(status.status)
     app.command("report")(report.report)
+    app.command("track")(track.track)
     app.add_typer(checkpoints.app, name="checkpoints")
     app.add_typer(upload.app, name="upload")
     app.command("restore")(upload.restore)
