@@ -1,4 +1,4 @@
-"""``headway watch``: a run followed by its journal, as it grows, breaks off, restarts, is replaced."""
+"""``headway watch``: a run followed by its journal, which grows, breaks off and is replaced."""
 
 from __future__ import annotations
 
@@ -42,12 +42,6 @@ def write_run(run: Path, events: list[dict[str, Any]]) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     (run / "journal.jsonl").write_bytes(compact(events))
     return run / "journal.jsonl"
-
-
-def text_of(run: Path) -> dict[str, str]:
-    following = Following(run)
-    following.look()
-    return {line.label: line.text for line in following.lines()}
 
 
 # ------------------------------------------------------------------ the tail of a journal

@@ -261,7 +261,8 @@ def main(name: str, options: Mapping[str, Any]) -> int:
             fed(name, Path(), options, parent.gone, lambda: parent.wait(LOOK_SECONDS))
             return 0
         except RunLocked:
-            time.sleep(LOOK_SECONDS)  # an earlier attempt's still sends; the alarm ends this too
+            parent.gone()  # an earlier attempt's still sends; where this one's is gone, the
+            time.sleep(LOOK_SECONDS)  # alarm ends the waiting
             continue
         except Exception as error:
             first = str(error).strip().splitlines()[:1]
