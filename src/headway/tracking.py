@@ -96,7 +96,11 @@ def about(run: Path) -> About:
 
 @contextlib.contextmanager
 def tracking(
-    options: Mapping[str, Mapping[str, Any]], folder: Path, journal: Journal | None, say: Say
+    options: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    journal: Journal | None,
+    say: Say,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> Iterator[None]:
     """Feed the run's trackers (name -> options) until the end of the block, and a little longer.
 
@@ -126,7 +130,7 @@ def tracking(
     try:
         yield
     finally:
-        behind = drained(processes)
+        behind = drained(processes, drain_seconds)
         if behind:
             names = " and ".join(behind)
             with contextlib.suppress(Exception):
