@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from headway.cli import build_app
-from headway.config import Track, fingerprint, load_config
+from headway.config import RunConfig, Track, fingerprint, load_config
+from headway.config.track_section import TensorBoard, Wandb
 from headway.errors import ConfigError, RunLocked
 from headway.journal import Journal, Tail, read, read_events
 from headway.lock import RunLock
 from headway.records import Evaluation, RowLoss, StepReport
-from headway.track import Back, Feed, Measurement, Note, Row, Sent, Sink, Standing, feed, translate
+from headway.track import Back, Feed, Measurement, Note, Past, Row, Sent, Sink, feed, translate
 from headway.track.tables import as_markdown, pictures, table
 from headway.tracking import about, drained, fed, tracking
 from toy import toy_config
@@ -58,35 +59,48 @@ def evaluation(step: int, loss: float) -> Evaluation:
 
 
 class Trainer:
-    """Writes the journal of a run with restarts. A redone step is the same unless it is told."""
+    """Writes the journal of a run with restarts. A redone step is the same unless it is told.
+
+    Every fourth step is evaluated, and step 0; as in real runs, one that an attempt leaves behind
+    is evaluated by the next.
+    """
 
     def __init__(self, run: Path) -> None:
         self.path = run / "journal.jsonl"
         self.attempt, self.step, self.saved, self.twist = 0, 0, 0, 0
 
     def do(self, choice: int) -> None:
-        """0 to 5: a step; 6: an evaluation; 7: a save; 8: an alert; 9: a restart; 10: one after
-        which steps come out otherwise; 11: the end."""
+        """0 to 5: a step; 6: one that is saved and, where it is to be evaluated, left to the next
+        attempt; 7: a save; 8: an alert; 9: a restart; 10: one after which every third step comes
+        out otherwise; 11: the end."""
         if choice in (9, 10) or self.attempt == 0:
             self.twist += choice == 10
             self.attempt, self.step = self.attempt + 1, self.saved
             self._append("attempt", restored_step=self.saved)
-        if choice <= 5:
+            self._evaluate()
+        if choice <= 6:
             self.step += 1
             loss = 1 / self.step + (self.twist if self.step % 3 == 0 else 0)
             self._append(report(self.step, loss), cost_usd=0.1, run_seconds=1.0)
-        elif choice == 6 and self.step not in [step for step, _ in measured(self.path)]:
-            self._append(evaluation(self.step, 2 / (1 + self.step)))
-        elif choice == 7:
+            if choice != 6:
+                self._evaluate()
+        if choice in (6, 7):
             self.saved = self.step
+        if choice == 6:
+            self.do(9)
         elif choice == 8:
             self._append("alert", kind="loss_spike", level="warning", what="x", step=self.step)
         elif choice == 11:
             self._append("stop", reason="finished", step=self.step)
 
-    def _append(self, what: Any, **facts: Any) -> None:
+    def _evaluate(self) -> None:
+        known = [step for step, _ in measured(self.path)]
+        if self.step % 4 == 0 and self.step not in known:
+            self._append(evaluation(self.step, 2 / (1 + self.step)))
+
+    def _append(self, event: Any, /, **facts: Any) -> None:
         with Journal(self.path, self.attempt) as journal:
-            journal.append(what, **facts)
+            journal.append(event, **facts)
 
 
 def feed_once(journal: Path, sink: Sink, mark: Path) -> int:
@@ -94,7 +108,7 @@ def feed_once(journal: Path, sink: Sink, mark: Path) -> int:
         Feed(
             opened=lambda: Tail(journal),
             sink=lambda: sink,
-            about=ABOUT,
+            about=lambda: ABOUT,
             mark_file=mark,
             over=lambda: True,
             wait=lambda: None,
@@ -130,7 +144,7 @@ def live_through(
             feed_once(trainer.path, kind(disk, kill_at), folder / "mark.json")
         except Killed:
             kills += 1
-    trainer.do(0)
+    trainer.do(0)  # what was evaluated late goes with a row that comes after it
     trainer.do(11)
     feed_once(trainer.path, kind(disk), folder / "mark.json")
     return disk, trainer.path, kills
@@ -163,31 +177,48 @@ def test_a_tracker_that_appends_what_comes_ends_with_steps_twice(tmp_path: Path)
     assert rows_of(disk) != standing(journal)
 
 
+def step_line(step: int, loss: float | str) -> dict[str, Any]:
+    return {"event": "step", "step": step, "loss": loss}
+
+
+def attempt_line(restored_step: int) -> dict[str, Any]:
+    return {"event": "attempt", "restored_step": restored_step}
+
+
+def kinds(told: list[Any]) -> list[tuple[str, int]]:
+    return [(type(one).__name__, one.step) for one in told]
+
+
 def test_a_step_that_is_done_again_and_the_same_is_not_sent_again() -> None:
     sent = Sent()
-    rows = [Row(step, 0.0, {"train/loss": 1 / step}) for step in range(1, 6)]
-    assert [sent.offer(row) for row in rows] == [[row] for row in rows]
-    assert sent.offer(rows[2]) == []
-    other = Row(4, 0.0, {"train/loss": 7.0})
-    assert sent.offer(other) == [Back(3), other]
-    assert sent.offer(rows[4]) == [rows[4]]
+    for step in range(1, 6):
+        assert kinds(sent.take(step_line(step, 1 / step))) == [("Row", step)]
+    assert sent.take(attempt_line(2)) == []
+    assert sent.take(step_line(3, 1 / 3)) == []
+    assert kinds(sent.take(step_line(4, 7.0))) == [("Back", 3), ("Row", 4)]
+    assert kinds(sent.take(step_line(5, 1 / 5))) == [("Row", 5)]
+
+
+def test_within_its_tolerance_a_redone_step_stays_as_it_was() -> None:
+    sent = Sent(tolerance=0.02)
+    for loss, told in ((1.0, [("Row", 1)]), (1.01, []), (1.5, [("Back", 0), ("Row", 1)])):
+        sent.take(attempt_line(0))
+        assert kinds(sent.take(step_line(1, loss))) == told
 
 
 def test_steps_of_an_attempt_that_never_came_again_are_taken_back_at_the_end() -> None:
     sent = Sent()
     for step in range(1, 6):
-        sent.offer(Row(step, 0.0, {"train/loss": 1.0}))
-    assert sent.end({"reason": "signal", "step": 3}) == []
-    assert sent.end({"reason": "finished", "step": 3}) == [Back(3)]
+        sent.take(step_line(step, 1.0))
+    assert sent.take({"event": "stop", "reason": "signal", "step": 3}) == []
+    assert sent.take({"event": "stop", "reason": "finished", "step": 3}) == [Back(3)]
 
 
 def test_a_refused_step_is_the_same_as_itself_and_another_than_a_number() -> None:
     sent = Sent()
-    refused = translate({"event": "step", "step": 1, "loss": "nan", "seconds": 1, "tokens": 5})
-    assert isinstance(refused, Row)
-    sent.offer(refused)
-    assert sent.offer(refused) == []
-    assert sent.offer(Row(1, 0.0, {"train/loss": 2.0}))[0] == Back(0)
+    assert kinds(sent.take(step_line(1, "nan"))) == [("Row", 1)]
+    assert sent.take(step_line(1, "nan")) == []
+    assert kinds(sent.take(step_line(1, 2.0)))[0] == ("Back", 0)
 
 
 def test_the_mapping_names_figures_alike_and_keeps_nan_and_cost() -> None:
@@ -238,18 +269,25 @@ def test_a_journal_of_another_run_in_its_place_is_fed_from_its_beginning(tmp_pat
     assert rows_of(disk) == [(1, 1.0)]
 
 
-def test_standing_records_come_by_step() -> None:
-    standing_records = Standing()
-    for event in [
-        {"event": "evaluation", "step": 0, "metrics": {"loss": 3}},
-        {"event": "step", "step": 1, "loss": 2},
-        {"event": "alert", "kind": "x", "what": "y", "step": 1},
-        {"event": "step", "step": 2, "loss": 1},
-        {"event": "attempt", "restored_step": 1},
-    ]:
-        standing_records.take(event)
-    kinds = [(type(r).__name__, r.step) for r in standing_records.records()]
-    assert kinds == [("Measurement", 0), ("Row", 1), ("Note", 1)]
+def test_what_a_tracker_lacks_comes_by_step() -> None:
+    sent, past = Sent(), Past()
+
+    def take(*events: dict[str, Any]) -> None:
+        for event in events:
+            for told in sent.take(event):
+                past.take(told)
+
+    measured_line = {"event": "evaluation", "metrics": {"loss": 3}}
+    alert_line = {"event": "alert", "kind": "x", "what": "y", "step": 1}
+    take({**measured_line, "step": 0}, step_line(1, 2), alert_line, step_line(2, 1))
+    everything = [("Measurement", 0), ("Row", 1), ("Note", 1), ("Row", 2)]
+    assert kinds(list(past.after(None))) == everything
+    past.noted()
+    take({**measured_line, "step": 2}, step_line(3, 1))
+    assert kinds(list(past.after(2))) == [("Measurement", 2), ("Row", 3)]
+    assert kinds(list(past.after(1))) == [("Row", 2), ("Measurement", 2), ("Row", 3)]
+    take(attempt_line(1), step_line(2, 9))
+    assert past.lowest == 1 and kinds(list(past.after(1))) == [("Row", 2)]
 
 
 # ------------------------------------------------------------------ worst rows
@@ -285,7 +323,7 @@ def test_tensorboard_files_hold_each_step_once_after_kills_restarts_and_other_lo
 ) -> None:
     pytest.importorskip("tensorboard")
     trainer = Trainer(tmp_path)
-    for choices in ([6, 0, 0, 7, 6, 0, 0], [9, 0, 0, 0], [10, 0, 7, 8, 0], [9, 0, 6, 11]):
+    for choices in ([0, 0, 7, 6, 0, 0], [9, 0, 0, 0], [10, 0, 7, 8, 0], [9, 0, 6, 0, 11]):
         for choice in choices:
             trainer.do(choice)
         fed("tensorboard", tmp_path, {})
@@ -356,7 +394,7 @@ def test_wandb_offline_is_one_folder_with_each_step_once_and_one_id(
     monkeypatch.setenv("WANDB_MODE", "offline")
     options = {"project": "p", "entity": None, "mode": None}
     trainer, names = Trainer(tmp_path), set()
-    for choices in ([6, 0, 0, 7, 8, 0, 0], [10, 0, 6, 0, 0, 7, 11]):
+    for choices in ([0, 0, 7, 8, 0, 0], [10, 0, 0, 0, 0, 7, 0, 11]):
         for choice in choices:
             trainer.do(choice)
         assert fed("wandb", tmp_path, options) == trainer.step
@@ -379,6 +417,7 @@ def test_wandb_offline_is_one_folder_with_each_step_once_and_one_id(
 
 # ------------------------------------------------------------------ beside training
 
+BOARD = Track(tensorboard=TensorBoard())
 CLIENTS = {
     "hangs": "import ctypes\ndef init(**_): ctypes.PyDLL(None).sleep(1000)",
     "refuses": "def init(**_): raise ConnectionError('no answer from the server\\nmore')",
@@ -403,10 +442,9 @@ def train_tracked(run: Path, steps: int, said: list[str], drain_seconds: float =
     longest = 0.0
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text("run: {name: run}\n")
-    options = Track(wandb={}).options()  # type: ignore[arg-type]
     with Journal(run / "journal.jsonl", 1) as journal:
         journal.append("attempt", restored_step=0)
-        with tracking(options, run, journal, said.append, drain_seconds):
+        with tracking(Track(wandb=Wandb()), run, journal, said.append, drain_seconds):
             for step in range(1, steps + 1):
                 began = time.monotonic()
                 journal.append(report(step, 1 / step))
@@ -465,7 +503,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
     with Journal(run / "journal.jsonl", 1) as journal:
         journal.append("attempt", restored_step=0)
-        with tracking({"tensorboard": {}}, run, journal, said.append, 1.0):
+        with tracking(BOARD, run, journal, said.append, 1.0):
             journal.append(report(1, 1.0))
             _until(lambda: bool(said))
     assert (
@@ -479,14 +517,14 @@ def test_a_package_that_is_missing_is_said_with_what_installs_it(
     monkeypatch.setattr("headway.tracking.PACKAGES", {"wandb": "no_such_package"})
     said: list[str] = []
     with Journal(tmp_path / "journal.jsonl", 1) as journal:
-        with tracking({"wandb": {}}, tmp_path, journal, said.append):
+        with tracking(Track(wandb=Wandb()), tmp_path, journal, said.append):
             pass
     assert "pip install 'headway[track]'" in said[0] and "headway track" in said[0]
 
 
 def test_a_run_without_trackers_starts_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl", 1) as journal:
-        with tracking({}, tmp_path, journal, lambda line: None):
+        with tracking(None, tmp_path, journal, lambda line: None):
             pass
     assert not (tmp_path / "track").exists() and drained([]) == []
 
@@ -494,12 +532,13 @@ def test_a_run_without_trackers_starts_nothing(tmp_path: Path) -> None:
 TRAINER = """
 import os, sys, time
 from pathlib import Path
+from headway.config import Track
 from headway.journal import Journal
 from headway.tracking import tracking
 run = Path(sys.argv[1])
 with Journal(run / "journal.jsonl", 1) as journal:
     journal.append("attempt", restored_step=0)
-    with tracking({"tensorboard": {}}, run, journal, print):
+    with tracking(Track(tensorboard={}), run, journal, print):
         for step in range(1, 41):
             journal.append("step", step=step, loss=1 / step)
         print("written", flush=True)
@@ -541,9 +580,13 @@ def test_two_processes_never_feed_one_tracker(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ the config and the verb
 
 
+def with_trackers(root: Path, track: list[Any]) -> RunConfig:
+    return RunConfig(**{**toy_config(root).tree(), "track": track})
+
+
 def test_trackers_are_names_or_sections_and_part_of_no_fingerprint(tmp_path: Path) -> None:
     plain = toy_config(tmp_path)
-    named = toy_config(tmp_path, track=["tensorboard", {"wandb": {"project": "mine"}}])
+    named = with_trackers(tmp_path, ["tensorboard", {"wandb": {"project": "mine"}}])
     assert named.track is not None
     assert named.track.options() == {
         "tensorboard": {},
@@ -563,7 +606,7 @@ def test_a_tracker_that_is_not_known_is_refused(
     tmp_path: Path, given: list[str], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        toy_config(tmp_path, track=given)
+        with_trackers(tmp_path, given)
 
 
 def test_the_identity_of_a_run_is_the_same_in_a_copy_and_another_after_fresh(

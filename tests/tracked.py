@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.journal import read, timeline
-from headway.track import About, Measurement, Record, Row, StartAgain
+from headway.track import About, Measurement, Note, Record, Row, StartAgain
 
 ABOUT = About(identity="a" * 16, name="run", config={"train": {"learning_rate": 1e-3}})
 
@@ -29,6 +29,7 @@ class ListSink:
     """A tracker in memory that can be cut back to what was noted, as a file can."""
 
     tolerance = 0.0
+    knows = False
 
     def __init__(self, disk: Disk, kill_at: int | None = None) -> None:
         self.disk, self._kill_at, self._calls = disk, kill_at, 0
@@ -63,14 +64,29 @@ class ListSink:
 
 
 class ServerSink(ListSink):
-    """A tracker that only grows and is asked for its last step, as W&B's server is."""
+    """A tracker that only grows and is asked for its last step, as W&B's server is.
+
+    A row is there once a later one is begun, or the run is closed.
+    """
+
+    knows = True
 
     def begin(self, about: About, noted: Mapping[str, Any]) -> int | None:
         self._count()
         self._number = noted.get("number", 1)
         self.disk.rows = self.disk.numbers.setdefault(self._number, [])
+        self._open: list[Record] = []
         steps = [row.step for row in self.disk.rows]
         return max(steps) if steps else None
+
+    def write(self, record: Record) -> None:
+        self._count()
+        if isinstance(record, Note):
+            return
+        if self._open and self._open[0].step < record.step:
+            self._close()
+        self._open.append(record)
+        self._count()
 
     def back(self, step: int) -> None:
         self._count()
@@ -79,6 +95,14 @@ class ServerSink(ListSink):
     def flush(self) -> Mapping[str, Any]:
         self._count()
         return {"number": self._number}
+
+    def end(self) -> Mapping[str, Any]:
+        self._close()
+        return self.flush()
+
+    def _close(self) -> None:
+        self.disk.rows += self._open
+        self._open = []
 
 
 class NaiveSink(ListSink):

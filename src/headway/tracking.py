@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from headway.errors import ConfigError, RunLocked
 from headway.journal import Journal, Tail
@@ -31,6 +31,9 @@ from headway.lock import RunLock
 from headway.system import lower_priority
 from headway.track import About, Feed, Sink, feed
 from headway.viewing import JOURNAL_FILE, config_tree
+
+if TYPE_CHECKING:  # its process needs no config room
+    from headway.config import Track
 
 FOLDER = "track"
 """Of a run: what trackers keep there, how far each was fed, and what their processes said."""
@@ -73,7 +76,7 @@ def fed(
             Feed(
                 opened=lambda: Tail(run / JOURNAL_FILE),
                 sink=lambda: sink_of(name, run, options),
-                about=about(run),
+                about=lambda: about(run),
                 mark_file=run / FOLDER / f"{name}.json",
                 over=over,
                 wait=wait,
@@ -96,17 +99,17 @@ def about(run: Path) -> About:
 
 @contextlib.contextmanager
 def tracking(
-    options: Mapping[str, Mapping[str, Any]],
+    section: Track | None,
     folder: Path,
     journal: Journal | None,
     say: Say,
     drain_seconds: float = DRAIN_SECONDS,
 ) -> Iterator[None]:
-    """Feed the run's trackers (name -> options) until the end of the block, and a little longer.
+    """Feed the run's trackers until the end of the block, and a little longer.
 
     ``journal``: None on ranks that write nothing. Raises nothing of its own.
     """
-    if journal is None or not options:
+    if journal is None or section is None:
         yield
         return
 
@@ -116,7 +119,7 @@ def tracking(
         say(f"WARNING: {line}")
 
     processes = []
-    for name, chosen in options.items():
+    for name, chosen in section.options().items():
         if importlib.util.find_spec(PACKAGES[name]) is None:
             warn(
                 f"track: the package {PACKAGES[name]} is not installed "

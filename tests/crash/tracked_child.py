@@ -10,14 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+from headway.config.track_section import TensorBoard, Track, Wandb
 from headway.journal import Journal, next_attempt, read_events
 from headway.lock import RunLock
 from headway.tracking import tracking
 
-TRACKERS = {
-    "tensorboard": {},
-    "wandb": {"project": "crash", "entity": None, "mode": "offline"},
-}
+TRACKERS = Track(tensorboard=TensorBoard(), wandb=Wandb(project="crash", mode="offline"))
 SAVE_EVERY, STEP_SECONDS = 20, 0.002
 
 

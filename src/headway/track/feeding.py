@@ -1,7 +1,7 @@
 """Feeds one tracker from one journal: what it lacks first, then what comes, until the run is over.
 
-How far it was fed is kept beside the run, written after the tracker has what it says. A kill in
-between costs nothing: the tracker is asked, or cut back to what was noted, and fed from there.
+How far it was fed is kept beside the run. A kill at any instant costs nothing: the tracker is asked
+what it has, or is cut back to what was noted, and is fed from there.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from headway.track.records import About, Event, Record, translate
-from headway.track.standing import Back, Sent, Standing, restored_step
+from headway.track.records import About, Event, Record
+from headway.track.standing import Back, Past, Sent
 
 PIECE_BYTES = 1 << 23
 """So much of a journal is parsed at once."""
@@ -48,6 +48,8 @@ class Sink(Protocol):
 
     tolerance: float
     """Relative difference up to which a redone step's loss counts as the same."""
+    knows: bool
+    """It can say itself what it has (a server); else what ``flush`` gave last is what it has."""
 
     def begin(self, about: About, noted: Mapping[str, Any]) -> int | None:
         """Make ready; ``noted``: what ``flush`` gave last, empty for a new beginning.
@@ -101,7 +103,7 @@ class Feed:
 
     opened: Callable[[], Journal]
     sink: Callable[[], Sink]
-    about: About
+    about: Callable[[], About]
     mark_file: Path
     over: Callable[[], bool]
     """Whether nothing more will come; asked before the journal is read for the last time."""
@@ -116,63 +118,57 @@ def feed(given: Feed) -> int:
             return _Feeding(given).run()
         except StartAgain as again:
             noted = again.args[0] if again.args else {}
-            Mark(identity=given.about.identity, noted=noted).write(given.mark_file)
+            Mark(identity=given.about().identity, noted=noted).write(given.mark_file)
 
 
 class _Feeding:
     """One try."""
 
     def __init__(self, given: Feed) -> None:
-        self._given = given
+        self._given, self._about = given, given.about()
         self._journal = given.opened()
         self._sink = given.sink()
         self._sent = Sent(self._sink.tolerance)
-        self._step = 0
 
     def run(self) -> int:
-        mark = self._catch_up()
-        if mark.ended:
+        mark = Mark.read(self._given.mark_file)
+        if mark.identity != self._about.identity:
+            mark = Mark()
+        if not self._catch_up(mark):
             return self._sent.step
-        given = self._given
         while True:
-            last = given.over()
+            last = self._given.over()
             grown = self._journal.read()
             if grown.anew:
                 raise StartAgain
-            for event in grown.events:
-                self._follow(event)
             if grown.events:
-                self._note(self._sink.flush())
+                self._tell([told for event in grown.events for told in self._sent.take(event)])
             if last:
                 break
-            given.wait()
+            self._given.wait()
         self._note(self._sink.end(), ended=True)
         return self._sent.step
 
-    def _catch_up(self) -> Mark:
-        """Tell the tracker what it lacks of what the journal says until now."""
-        mark, standing = Mark.read(self._given.mark_file), Standing()
-        if mark.identity != self._given.about.identity:
-            mark = Mark()
-        self._take(standing, mark.offset_bytes)
+    def _catch_up(self, mark: Mark) -> bool:
+        """Tell the tracker what it lacks of what the journal says until now; False: nothing."""
+        past = Past()
+        self._take(past, mark.offset_bytes)
         if self._journal.offset_bytes < mark.offset_bytes:
             raise StartAgain  # a journal that is shorter than what was read of it
-        old_notes = standing.notes
-        self._take(standing, None)
+        past.noted()
+        self._take(past, None)
         if mark.ended and self._journal.offset_bytes == mark.offset_bytes:
-            return mark
-        has = self._sink.begin(self._given.about, mark.noted)
-        self._sent.has(has)
-        self._step = standing.step
-        for record in standing.records(0 if has is None else old_notes):
-            self._offer(record)
-        if standing.stop:
-            self._tell(self._sent.end(standing.stop))
-        self._note(self._sink.flush())
-        return Mark()
+            return False
+        has = self._sink.begin(self._about, mark.noted)
+        lowest = past.lowest if mark.offset_bytes else None
+        back = has is not None and lowest is not None and lowest < has
+        start = lowest if back else has
+        self._tell([*([Back(lowest or 0)] if back else []), *past.after(start)])
+        self._sent.extend(has or 0)
+        return True
 
-    def _take(self, standing: Standing, until_bytes: int | None) -> None:
-        """Read on in pieces, up to what was noted (the tracker was told of that) or to the end."""
+    def _take(self, past: Past, until_bytes: int | None) -> None:
+        """Read on in pieces, up to ``until_bytes`` or to the end."""
         journal = self._journal
         while until_bytes is None or journal.offset_bytes < until_bytes:
             began = journal.offset_bytes
@@ -181,38 +177,29 @@ class _Feeding:
             if grown.anew:
                 raise StartAgain
             for event in grown.events:
-                standing.take(event)
-                record = translate(event, standing.step)
-                if until_bytes is not None and record is not None:
-                    self._sent.offer(record)
-            if until_bytes is not None and standing.stop:
-                self._sent.end(standing.stop)
+                for told in self._sent.take(event):
+                    past.take(told)
             if journal.offset_bytes == began:
                 return
 
-    def _follow(self, event: Event) -> None:
-        if event.get("event") == "attempt":
-            self._step = restored_step(event)
-        record = translate(event, self._step)
-        if record is not None:
-            self._step = record.step
-            self._offer(record)
-        if event.get("event") == "stop":
-            self._tell(self._sent.end(event))
-
-    def _offer(self, record: Record) -> None:
-        self._tell(self._sent.offer(record))
-
     def _tell(self, told: Sequence[Record | Back]) -> None:
+        """All of this, and the note that it was told: before where the tracker itself knows what
+        came of it, after where only what was noted is sure to be there."""
+        if self._sink.knows:
+            for one in told:
+                if isinstance(one, Back):
+                    self._sink.back(one.step)  # what is noted below must not be what was before
+            self._note(self._sink.flush())
         for one in told:
-            if isinstance(one, Back):
-                self._sink.back(one.step)
-            else:
+            if not isinstance(one, Back):
                 self._sink.write(one)
+            elif not self._sink.knows:
+                self._sink.back(one.step)
+        self._note(self._sink.flush())
 
     def _note(self, noted: Mapping[str, Any], *, ended: bool = False) -> None:
         mark = Mark(
-            identity=self._given.about.identity,
+            identity=self._about.identity,
             offset_bytes=self._journal.offset_bytes,
             ended=ended,
             noted=noted,

@@ -22,6 +22,7 @@ class TensorBoardFiles:
     """Event files in one folder; needs the package ``tensorboard``, no TensorFlow."""
 
     tolerance = 0.0
+    knows = False
 
     def __init__(self, folder: Path, run: Path) -> None:
         """``folder``: ours alone. ``run``: whose evaluations hold the pictures of worst rows."""

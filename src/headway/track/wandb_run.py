@@ -43,9 +43,10 @@ class WandbRun:
         self._project, self._entity = project, entity
         self._offline = (mode or os.environ.get("WANDB_MODE") or "online") != "online"
         self.tolerance = 0.0 if self._offline else TOLERANCE
+        self.knows = not self._offline
         self._number = 1
         self._late: dict[str, Any] = {}
-        self._newest = -1
+        self._newest = self._closed = -1
 
     def begin(self, about: About, noted: Mapping[str, Any]) -> int | None:
         """Open the run under its id; offline in a new folder, the old one removed."""
@@ -65,6 +66,7 @@ class WandbRun:
             dir=str(self._folder.parent),
             mode="offline" if self._offline else "online",
             resume=None if self._offline else "allow",
+            reinit="finish_previous",
             settings=self._wandb.Settings(
                 console="off",
                 silent=True,
@@ -78,10 +80,10 @@ class WandbRun:
         )
         self._run.define_metric("eval/step", hidden=True)
         self._run.define_metric("eval/*", step_metric="eval/step")
-        if self._offline or not self._run.resumed:
-            return None
-        self._newest = int(self._run.starting_step) - 1
-        return max(0, self._newest)
+        self._late, self._newest, self._closed = {}, -1, -1
+        if not self._offline and self._run.resumed:
+            self._newest = self._closed = int(self._run.starting_step) - 1
+        return None if self._closed < 0 else self._closed
 
     def write(self, record: Record) -> None:
         """A step and what was measured after it are one row of the history."""
@@ -95,9 +97,9 @@ class WandbRun:
             self._late = {}
         elif isinstance(record, Measurement):
             values = {**record.values, **self._worst(record), "eval/step": record.step}
-            if record.step >= self._newest:
+            if record.step >= self._newest and record.step > self._closed:
                 self._log(values, record.step)
-            else:  # its row is closed; it comes with the next
+            else:  # an earlier attempt left it to the next: its row is closed
                 self._late |= values
 
     def back(self, step: int) -> None:
@@ -116,8 +118,7 @@ class WandbRun:
 
     def end(self) -> Mapping[str, Any]:
         """Wait until W&B has sent everything, or written it to its folder."""
-        if self._late:
-            self._log(self._late, self._newest + 1)
+        self._run.summary.update(self._late)  # a row of its own would stand where a step belongs
         noted = self.flush()
         self._run.finish()
         return noted
