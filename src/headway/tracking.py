@@ -191,10 +191,13 @@ class Feeder:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError, ValueError):
             for line in self._process.stdout:
-                warn, self._warn = self._warn, None
-                if warn is not None:
-                    what = line.decode("utf-8", "replace").strip()
-                    warn(f"track: {self.name}: {what}. Training does not wait for it")
+                self._say(line.decode("utf-8", "replace").strip())
+        self._say(f"its process ended with exit code {self._process.wait()}")
+
+    def _say(self, what: str) -> None:
+        warn, self._warn = self._warn, None
+        if warn is not None:
+            warn(f"track: {self.name}: {what}. Training goes on; {later(self._folder)}")
 
 
 def drained(feeders: Sequence[Feeder], seconds: float = DRAIN_SECONDS) -> list[str]:
