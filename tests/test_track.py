@@ -37,6 +37,7 @@ from tracked import (
     ServerSink,
     measured,
     raw_scalars,
+    single,
     standing,
     tensorboard_scalars,
     wandb_folders,
@@ -68,6 +69,7 @@ class Trainer:
     def __init__(self, run: Path) -> None:
         self.path = run / "journal.jsonl"
         self.attempt, self.step, self.saved, self.twist = 0, 0, 0, 0
+        self._known: set[int] = set()
 
     def do(self, choice: int) -> None:
         """0 to 5: a step; 6: one that is saved and, where it is to be evaluated, left to the next
@@ -76,6 +78,7 @@ class Trainer:
         if choice in (9, 10) or self.attempt == 0:
             self.twist += choice == 10
             self.attempt, self.step = self.attempt + 1, self.saved
+            self._known = {step for step in self._known if step <= self.saved}
             self._append("attempt", restored_step=self.saved)
             self._evaluate()
         if choice <= 6:
@@ -94,13 +97,14 @@ class Trainer:
             self._append("stop", reason="finished", step=self.step)
 
     def _evaluate(self) -> None:
-        known = [step for step, _ in measured(self.path)]
-        if self.step % 4 == 0 and self.step not in known:
+        if self.step % 4 == 0 and self.step not in self._known:
+            self._known.add(self.step)
             self._append(evaluation(self.step, 2 / (1 + self.step)))
 
     def _append(self, event: Any, /, **facts: Any) -> None:
-        with Journal(self.path, self.attempt) as journal:
-            journal.append(event, **facts)
+        journal = Journal(self.path, self.attempt)
+        journal.append(event, **facts)
+        os.close(journal._fd)  # without waiting for the disk: nothing here is a power cut
 
 
 def feed_once(journal: Path, sink: Sink, mark: Path) -> int:
@@ -156,7 +160,7 @@ def test_whatever_is_killed_a_tracker_ends_with_each_standing_step_once(
 ) -> None:
     fired = []
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(lives=LIVES)
     def holds(lives: list[tuple[list[int], int | None]]) -> None:
         disk, journal, kills = live_through(tmp_path_factory.mktemp("t"), lives, kind)
@@ -169,7 +173,7 @@ def test_whatever_is_killed_a_tracker_ends_with_each_standing_step_once(
             assert set(found) <= set(measured(journal)) and len(set(found)) == len(found)
 
     holds()
-    assert sum(fired) > 20, "the kills never fired"
+    assert sum(fired) > 10, "the kills never fired"
 
 
 def test_a_tracker_that_appends_what_comes_ends_with_steps_twice(tmp_path: Path) -> None:
@@ -334,8 +338,8 @@ def test_tensorboard_files_hold_each_step_once_after_kills_restarts_and_other_lo
     folder = tmp_path / "track" / "tensorboard"
     wanted = standing(trainer.path)
     assert [step for step, _ in wanted] == list(range(1, wanted[-1][0] + 1))
-    assert tensorboard_scalars(folder, "train/loss") == pytest.approx(wanted)
-    assert tensorboard_scalars(folder, "eval/loss") == pytest.approx(measured(trainer.path))
+    assert tensorboard_scalars(folder, "train/loss") == single(wanted)
+    assert tensorboard_scalars(folder, "eval/loss") == single(measured(trainer.path))
 
 
 def test_tensorboard_rows_that_were_written_but_not_noted_are_cut_off(tmp_path: Path) -> None:
@@ -351,7 +355,7 @@ def test_tensorboard_rows_that_were_written_but_not_noted_are_cut_off(tmp_path: 
     mark.write_text(noted)  # as if the process was killed before it could note it
     fed("tensorboard", tmp_path, {})
     folder = tmp_path / "track" / "tensorboard"
-    assert raw_scalars(folder, "train/loss") == pytest.approx(standing(trainer.path))
+    assert raw_scalars(folder, "train/loss") == single(standing(trainer.path))
 
 
 def test_without_the_cut_a_plain_reader_would_see_steps_twice(
@@ -385,7 +389,7 @@ def test_tensorboard_files_that_were_deleted_are_made_again(tmp_path: Path) -> N
         file.unlink()
     trainer.do(0)
     fed("tensorboard", tmp_path, {})
-    assert tensorboard_scalars(folder, "train/loss") == pytest.approx(standing(trainer.path))
+    assert tensorboard_scalars(folder, "train/loss") == single(standing(trainer.path))
 
 
 # ------------------------------------------------------------------ W&B, offline

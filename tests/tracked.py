@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,11 @@ def measured(journal: Path) -> list[tuple[int, float]]:
     return [(event["step"], event["metrics"]["loss"]) for event in found]
 
 
+def single(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """As TensorBoard keeps numbers: in single precision."""
+    return [(step, struct.unpack("f", struct.pack("f", value))[0]) for step, value in pairs]
+
+
 def tensorboard_scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     """As TensorBoard itself reads them; all of them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -157,17 +164,35 @@ def wandb_folders(run: Path) -> list[Path]:
     return sorted((run / "track" / "wandb").glob("offline-run-*"))
 
 
-def wandb_records(folder: Path) -> Iterator[Any]:
-    """Every record of an offline run, by W&B's own reader."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+BLOCK_BYTES, HEAD_BYTES = 32_768, 7
 
-    store = DataStore()
-    store.open_for_scan(str(next(folder.glob("*.wandb"))))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        yield record
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of W&B's file: a LevelDB log (blocks of 32 KiB) after seven bytes of its own.
+
+    Since wandb 0.31 only its Go core can read it; a record that is torn or damaged is an error.
+    """
+    assert data[:4] == b":W&B"
+    at, parts = HEAD_BYTES, b""
+    while at < len(data):
+        if BLOCK_BYTES - at % BLOCK_BYTES < HEAD_BYTES:
+            at += BLOCK_BYTES - at % BLOCK_BYTES
+            continue
+        checksum, size, kind = struct.unpack("<IHB", data[at : at + HEAD_BYTES])
+        part = data[at + HEAD_BYTES : at + HEAD_BYTES + size]
+        assert len(part) == size and zlib.crc32(bytes([kind]) + part) == checksum
+        at += HEAD_BYTES + size
+        parts = part if kind in (1, 2) else parts + part
+        if kind in (1, 4):
+            yield parts
+
+
+def wandb_records(folder: Path) -> Iterator[Any]:
+    """Every record of an offline run."""
+    from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
+
+    for data in log_records(next(folder.glob("*.wandb")).read_bytes()):
+        yield WandbRecord.FromString(data)
 
 
 def wandb_history(folder: Path) -> list[dict[str, Any]]:

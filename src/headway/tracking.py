@@ -187,10 +187,14 @@ class Feeder:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
+    def forget(self) -> None:
+        """It has ended: nothing of it is left here."""
+        self._thread.join(LOOK_SECONDS)
+
     def _hear(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._process.stdout:
+        with contextlib.suppress(OSError, ValueError), self._process.stdout as said:
+            for line in said:
                 self._say(line.decode("utf-8", "replace").strip())
         self._say(f"its process ended with exit code {self._process.wait()}")
 
@@ -215,6 +219,7 @@ def drained(feeders: Sequence[Feeder], seconds: float = DRAIN_SECONDS) -> list[s
             if feeder.ended() != 0:
                 feeder.kill()
                 behind.append(feeder.name)
+            feeder.forget()
     return behind
 
 

@@ -58,7 +58,7 @@ def watch(
                 following.look()
                 show(following, console)
             for text in log(following, refresh, time.sleep, past=logs_only):
-                console.print(text, markup=False, soft_wrap=True)
+                typer.echo(text)
         else:
             picture(following, refresh, console, time.sleep)
 
@@ -93,9 +93,9 @@ def show(following: Following, console: Console) -> None:
     if console.is_terminal:
         console.print(drawn(following.name, "", found))
         return
-    console.print(following.name, markup=False, soft_wrap=True)
+    typer.echo(following.name)
     for line in found:
-        console.print(f"{line.label:<9} {line.text}", markup=False, soft_wrap=True)
+        typer.echo(f"{line.label:<9} {line.text}")
 
 
 def picture(

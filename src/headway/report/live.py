@@ -145,7 +145,7 @@ class Live:
         for event in events:
             try:
                 self._take(event)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 continue  # a line of another program, or of another headway
 
     def _take(self, event: Event) -> None:
@@ -159,11 +159,12 @@ class Live:
         if kind == "step":
             self._take_step(event)
         elif kind == "evaluation":
+            loss = held_out_loss(event)
+            self._held_out[int(event["step"])] = math.nan if loss is None else loss
             self._evaluation = {key: value for key, value in event.items() if key != "worst"}
-            self._held_out[int(event["step"])] = held_out_loss(event) or math.nan
         elif kind == "save":
-            self._saved = event
             self._saves.add(int(event["step"]))
+            self._saved = event
         elif kind == "upload" and event.get("kind") in ("sent", "skipped", "failed", "warning"):
             self._uploads = self._uploads or set()
             if event["kind"] in ("sent", "skipped"):

@@ -2,7 +2,7 @@
 
 W&B's history only grows, and its rewinding is a private preview, so there are two ways. Offline the
 folder is made again from the journal whenever something was taken back or a kill may have cost
-rows: ``wandb sync`` of one whole folder replaces what the server had. Online the server is asked
+rows: there is one folder, and it is whole. Online the server is asked
 for its last step and fed from there; a redone step whose loss is within TOLERANCE stays as it was
 first seen; and where a run really goes another way (a roll back), it goes on as a second W&B run in
 the same group, which has the whole timeline.
