@@ -122,10 +122,6 @@ NOT_BUILT = {
         20: "a save that finds no memory is void and said, and the next one is tried "
         "(`test_run_faults.py`); no smaller way is",
     },
-    "track": {
-        74: "nothing is mirrored yet",
-        75: "nothing is mirrored yet",
-    },
     "preflight": {
         38: "`--supervise` as process 1 is tested (`test_supervise.py`); nothing warns of a shell",
     },

@@ -25,24 +25,19 @@ ROOMS = {
     "evals",
     "monitor",
     "preflight",
+    "track",
 }
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {
     "run", "saving", "spending", "opening", "building", "rollback", "claim", "machine", "show",
     "summary", "api", "demo", "checks", "checking", "devices", "doctor", "foreseen",
-    "planning",
+    "planning", "sweeping",
 }  # fmt: skip
 VIEWERS = {
-    "viewing",
-    "comparing",
-    "results",
-    "bucket",
-    "copies",
-    "joining",
-    "uploading",
-    "watching",
-}
+    "viewing", "comparing", "results", "bucket", "copies", "joining", "uploading", "watching",
+    "following", "tracking",
+}  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: {"errors"} for name in GROUND},
@@ -60,6 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "joining": GROUND | ROOMS | {"bucket", "viewing"},
     "uploading": GROUND | ROOMS | {"bucket", "joining", "viewing"},
     "watching": GROUND | ROOMS,
+    "following": GROUND | ROOMS | {"viewing"},
+    "tracking": GROUND | ROOMS | {"viewing"},
     "cli": GROUND | ROOMS | ENGINE | PARTS | VIEWERS | RUN,
     "__init__": GROUND | ROOMS | RUN,
 }

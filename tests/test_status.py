@@ -55,6 +55,16 @@ def test_status_lists_runs_by_last_activity_with_what_they_spent(tmp_path: Path)
     assert lines[-1] == "3 runs, $1.75 spent"
 
 
+def test_status_finds_runs_in_folders_of_folders_and_looks_into_no_run(tmp_path: Path) -> None:
+    write_small(tmp_path, "near", "2026-01-01T00:00:00Z", 1.0, "finished")
+    write_small(tmp_path / "project", "far", "2026-01-02T00:00:00Z", 2.0, "finished")
+    write_small(tmp_path / "near" / "track", "copy", "2026-01-03T00:00:00Z", 9.0, "finished")
+    write_small(tmp_path / ".trash", "gone", "2026-01-03T00:00:00Z", 9.0, "finished")
+    lines = run_status(tmp_path).output.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["project/far", "near"]
+    assert lines[-1] == "2 runs, $3.00 spent"
+
+
 def test_status_shows_the_first_words_of_an_error(tmp_path: Path) -> None:
     head: dict[str, Any] = {"at": "2026-01-01T00:00:00Z", "attempt": 1}
     error = {"reason": "error", "message": "rows.jsonl:7: not JSON\nmend it " + "x" * 90}

@@ -33,6 +33,10 @@ Record = StepReport | Evaluation | Finding
 _NAMES: Mapping[type, str] = {StepReport: "step", Evaluation: "evaluation", Finding: "finding"}
 _HEAD = re.compile(rb'^\{"event":"([^"\\]*)","at":"[^"\\]*","attempt":(\d{1,9})[,}]', re.MULTILINE)
 _BLOCK_BYTES = 1 << 16
+_READ_BYTES = 1 << 23
+_KNOWN_BYTES = 256
+_LATE_BYTES = 1 << 17
+_STEP = b'{"event":"step",'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,87 @@ class Scan:
     """Complete lines that are not JSON objects: skipped."""
     torn_bytes: int
     """Bytes of a last line without its newline: an attempt was killed while writing it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """What a journal has said since it was read before."""
+
+    events: list[Event]
+    anew: bool
+    """It is another journal than before (``--fresh``, or cut below what was read): what earlier
+    readings gave does not count any more, and ``events`` begin at its beginning."""
+
+
+class Tail:
+    """Reads a journal as it grows, without reading anything twice. Nothing is held open."""
+
+    def __init__(self, path: Path, offset_bytes: int = 0) -> None:
+        """``offset_bytes``: of an earlier reading, to go on from there."""
+        self.path = path
+        self.offset_bytes = offset_bytes
+        """Where the last whole line ends that was read."""
+        self._known = b""
+
+    def read(self, sparse_steps: int | None = None, *, at_most_bytes: int | None = None) -> Growth:
+        """The whole lines since the last call; a torn one waits, a damaged one is skipped.
+
+        ``sparse_steps``: of many new ``step`` lines about so many are parsed, evenly spread, those
+        before another event, and all of the last 128 KiB; other events are always parsed.
+        ``at_most_bytes``: stop after the line that reaches so many. A journal that is not there
+        just now has not grown. Raises OSError.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return Growth(events=[], anew=False)
+        try:
+            size_bytes = os.fstat(fd).st_size
+            anew = not self._goes_on(fd, size_bytes)
+            if anew:
+                self.offset_bytes = 0
+            end = size_bytes if at_most_bytes is None else self.offset_bytes + at_most_bytes
+            events = self._new_events(fd, size_bytes, end, sparse_steps)
+            known_bytes = min(_KNOWN_BYTES, self.offset_bytes)
+            self._known = os.pread(fd, known_bytes, self.offset_bytes - known_bytes)
+        finally:
+            os.close(fd)
+        return Growth(events=events, anew=anew)
+
+    def _goes_on(self, fd: int, size_bytes: int) -> bool:
+        """Whether the file still is what was read; by its size, and the bytes that ended there."""
+        known = os.pread(fd, len(self._known), self.offset_bytes - len(self._known))
+        return size_bytes >= self.offset_bytes and known == self._known
+
+    def _new_events(
+        self, fd: int, size_bytes: int, end: int, sparse_steps: int | None
+    ) -> list[Event]:
+        events: list[Event] = []
+        begin, torn = self.offset_bytes, b""
+        stride_bytes = (size_bytes - begin) // sparse_steps if sparse_steps else 0
+        next_at, passed = 0, b""  # where the next step line is taken; one that was not
+        while begin < end and begin + len(torn) < size_bytes:
+            at = begin + len(torn)
+            block = os.pread(fd, min(_READ_BYTES, size_bytes - at), at)
+            if not block:
+                break  # it was cut meanwhile
+            *lines, torn = (torn + block).split(b"\n")
+            for line in lines:
+                is_step, here = line.startswith(_STEP), begin
+                begin += len(line) + 1
+                if is_step and here < min(next_at, size_bytes - _LATE_BYTES):
+                    passed = line
+                    continue
+                if is_step:
+                    next_at = here + stride_bytes
+                elif passed:  # where an attempt, or a stretch of training, ended
+                    events += _parsed(passed)
+                events += _parsed(line)
+                passed = b""
+                if begin >= end:
+                    break
+        self.offset_bytes = begin
+        return events
 
 
 class Journal:
@@ -223,6 +308,12 @@ def _parse(line: bytes) -> Event | None:
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) else None
+
+
+def _parsed(line: bytes) -> list[Event]:
+    """The event of a line; nothing for one that is empty or damaged."""
+    event = _parse(line) if line else None
+    return [] if event is None else [event]
 
 
 def _good_end(fd: int, size_bytes: int) -> int:

@@ -6,6 +6,7 @@ This is where the rooms meet for the viewer verbs. Without torch, so that lookin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 JOURNAL_FILE, CONFIG_FILE, LOCK_FILE = "journal.jsonl", "config.yaml", "lock"
 REPORT_FILE = "report.html"
+DEEPEST = 3
+"""Levels of folders that runs are looked for in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,27 +122,34 @@ def writer_pid(run: Path) -> int | None:
     return who.pid if who else None
 
 
-def glance(run: Path) -> Summary:
-    """A run summed up from the head and the tail of its journal."""
+def glance(run: Path, name: str = "") -> Summary:
+    """A run summed up from the head and the tail of its journal; ``name``: else its folder's."""
     events, whole = head_and_tail(run / JOURNAL_FILE)
-    return summarise(events, name=run.name, writer_pid=writer_pid(run), whole=whole)
+    return summarise(events, name=name or run.name, writer_pid=writer_pid(run), whole=whole)
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """The run directories in ``folder``, or itself; ConfigError if there is no such folder."""
+    """The run directories below ``folder``, or itself; ConfigError if there is no such folder.
+
+    DEEPEST levels down; what lies within a run, and what begins with a dot, is not looked into.
+    """
     if not folder.is_dir():
         raise ConfigError(
             f"{folder}: no such directory. Runs live under runs/ unless run.root says otherwise; "
             "name the folder: `headway status FOLDER`"
         )
+    yield from _runs_below(folder, DEEPEST)
+
+
+def _runs_below(folder: Path, deepest: int) -> Iterator[Path]:
     if (folder / JOURNAL_FILE).is_file():
         yield folder
-        return
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries)
-    for name in names:
-        if (folder / name / JOURNAL_FILE).is_file():
-            yield folder / name
+    elif deepest:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        for name in names:
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                yield from _runs_below(folder / name, deepest - 1)
 
 
 def write_report(run: str | Path, to: Path | None = None) -> Path:

@@ -16,13 +16,15 @@ from typing import Any
 
 from headway.config import Monitor as Section
 from headway.journal import Journal, timeline
-from headway.monitor import Alert, Monitor, Over, Sampler, Webhook, look_at, webhook_text
+from headway.monitor import Alert, Gauges, Monitor, Over, Sampler, Webhook, look_at, webhook_text
 from headway.records import Evaluation, StepReport
 from headway.supervise import HEARTBEAT_FILE, SilenceLimits, Watchdog
 
 REMEMBERED_STEPS = 2000
 """Rules look at 256 steps and at blocks of 25; what is older changes no verdict on a spike."""
 NAMED_ROWS = 64
+MACHINE_SECONDS = 60.0
+"""Between two lines of the journal about disk and GPU."""
 
 
 class Watching:
@@ -47,6 +49,7 @@ class Watching:
         self._silences: list[Alert] = []
         self._save_bytes: int | None = None
         self._step = 0
+        self._noted_at = float("-inf")
         self.watchdog: Watchdog | None = None
 
     @property
@@ -85,7 +88,19 @@ class Watching:
         if found:
             now = replace(found, save_bytes=self._save_bytes, waiting_checkpoints=self._waiting())
             self._tell(self._monitor.gauges(now))
+            self._note(now, self._journal)
         self._count_dropped()
+
+    def _note(self, now: Gauges, journal: Journal) -> None:
+        """Disk and GPU to the journal, for who follows the run from elsewhere."""
+        if now.at_seconds - self._noted_at >= MACHINE_SECONDS:
+            self._noted_at = now.at_seconds
+            journal.append(
+                "machine",
+                gpu_share=now.gpu_share,
+                disk_free_bytes=now.disk_free_bytes,
+                waiting_checkpoints=now.waiting_checkpoints,
+            )
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Judge an evaluation."""

@@ -23,9 +23,11 @@ def build_app() -> typer.Typer:
         plan,
         report,
         status,
+        track,
         train,
         upload,
         use,
+        watch,
     )
 
     app = typer.Typer(
@@ -42,8 +44,10 @@ def build_app() -> typer.Typer:
     app.command("doctor")(check.doctor)
     app.command("plan")(plan.plan)
     app.command("train")(train.train)
+    app.command("watch")(watch.watch)
     app.command("status")(status.status)
     app.command("report")(report.report)
+    app.command("track")(track.track)
     app.add_typer(checkpoints.app, name="checkpoints")
     app.add_typer(upload.app, name="upload")
     app.command("restore")(upload.restore)

@@ -20,6 +20,8 @@ def init(recipe: str, to: Path, force: bool = False) -> Path:
 
     starters = starter_names()
     if recipe not in starters:
+        from headway.config.recipes import find_recipe
+
         find_recipe(recipe)  # not installed at all? then say that, with the nearest name
         raise ConfigError(f"recipe {recipe!r} has no starter; starters: {', '.join(starters)}")
     if to.is_dir():

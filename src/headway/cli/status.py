@@ -26,7 +26,9 @@ def status(
 
     never = datetime.fromtimestamp(0, UTC)
     runs = sorted(
-        (glance(run) for run in runs_in(folder)), key=lambda run: run.last_at or never, reverse=True
+        (glance(run, name_below(folder, run)) for run in runs_in(folder)),
+        key=lambda run: run.last_at or never,
+        reverse=True,
     )
     if json:
         show_json({"runs": runs, "cost_usd": spent(runs)})
@@ -42,6 +44,11 @@ def status(
         from headway.report.words import money
 
         typer.echo(f"\n{len(runs)} runs, {money(total)} spent")
+
+
+def name_below(folder: Path, run: Path) -> str:
+    """``run``, or ``project/run`` where runs lie in folders of their own."""
+    return run.name if run == folder else str(run.relative_to(folder))
 
 
 def line(run: Summary, now: datetime) -> list[str]:

@@ -23,6 +23,22 @@ except HeadwayError as error:
 """
 """A program that prints where the journal of a config's run is."""
 
+HangMinutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        help="Silence that --supervise takes for a hang; left out: 30, or 20 median steps if "
+        "that is longer. Before the first step, four times that.",
+    ),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="key.path=value,value,…: a run for each value, one after the other; given again, "
+        "for each combination. Each is named after its values; the budget is for all."
+    ),
+]
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML, JSON, TOML or Python config file.")],
@@ -46,14 +62,8 @@ def train(
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Start again by itself after a crash or a hang.")
     ] = False,
-    hang_minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            help="Silence that --supervise takes for a hang; left out: 30, or 20 median steps if "
-            "that is longer. Before the first step, four times that.",
-        ),
-    ] = None,
+    hang_minutes: HangMinutes = None,
+    sweep: Sweep = None,
 ) -> None:
     """Start the run that CONFIG describes, or continue it.
 
@@ -70,10 +80,19 @@ def train(
         raise ConfigError("--hang-minutes: only --supervise looks for hangs; give both")
     if quick and (supervise or from_step):
         raise ConfigError("--quick tries a config from step 1: leave --supervise and --from out")
+    if sweep:
+        from headway.cli.sweep import swept
+
+        if from_step is not None:
+            raise ConfigError("--from: a sweep has several runs; go back in one of them alone")
+        given = {"--fresh": fresh, "--json": json, "--supervise": supervise}
+        hang = [] if hang_minutes is None else ["--hang-minutes", str(hang_minutes)]
+        options = [name for name, is_given in given.items() if is_given] + hang
+        leave(swept(str(config), overrides or [], sweep, options))
     if supervise:
         once = (["--fresh"] if fresh else []) + (["--from", from_step] if from_step else [])
-        given = [str(config), *(overrides or []), *(["--json"] if json else [])]
-        leave(supervised(config, overrides or [], given, once, hang_minutes))
+        words = [str(config), *(overrides or []), *(["--json"] if json else [])]
+        leave(supervised(config, overrides or [], words, once, hang_minutes))
     answer_with_stacks()
     with Signals():  # torch takes seconds to load: a signal then is one before step 1 too
         from headway.api import train_run

@@ -26,6 +26,7 @@ from headway.config.sections import (
     Train,
     Upload,
 )
+from headway.config.track_section import Track
 from headway.config.translate import translate
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Problem",
     "Run",
     "RunConfig",
+    "Track",
     "Train",
     "Upload",
     "difference",

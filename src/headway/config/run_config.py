@@ -24,6 +24,7 @@ from headway.config.sections import (
     Upload,
 )
 from headway.config.shape import schema_of
+from headway.config.track_section import Track
 from headway.errors import ConfigError
 
 
@@ -57,6 +58,8 @@ class RunConfig(BaseModel):
     """What the machine costs; left out: no money is counted."""
     monitor: Monitor = Monitor()
     """Warning signs while the run trains; left out: all of it, with its defaults."""
+    track: Track | None = None
+    """Trackers that the journal is mirrored to: `[tensorboard, wandb]`; left out: none."""
     task: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)
     """What to train on what: the recipe's own section."""
 

@@ -36,10 +36,7 @@ _KEEP = "write checkpoint.keep_last and checkpoint.keep_best"
 _EVAL_STEPS = "write evaluate.every_steps"
 _EVAL = "write an evaluate section ({every_steps: N}); leave it out for no evaluation"
 _LOG = "write nothing: every step is in the journal"
-_TRACK = (
-    "write nothing: every step is in journal.jsonl and report.html; trackers (W&B, TensorBoard) "
-    "are not part of this version"
-)
+_TRACK = "write track: [wandb], [tensorboard] or both; every step is in journal.jsonl anyway"
 _ROOT = "write run.root; the run is saved in run.root/run.name"
 _NAME = "write run.name"
 _OPTIMIZER = "write train.optimizer: adamw, adamw_8bit or paged_adamw_8bit"
@@ -289,13 +286,12 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "logging_nan_inf_filter": (HF, "write monitor.non_finite: {refuse_steps: 3}; NaN is never 0"),
     "report_to": (HF, _TRACK),
     "report_to_wandb": (S000, _TRACK),
-    "wandb_project": (AXO, _TRACK),
-    "wandb_entity": (AXO, _TRACK),
-    "wandb_name": (AXO, f"{_NAME}; trackers are not part of this version"),
+    "wandb_project": (AXO, "write track: [{wandb: {project: NAME}}]"),
+    "wandb_entity": (AXO, "write track: [{wandb: {entity: NAME}}]"),
+    "wandb_name": (AXO, f"{_NAME}: the W&B run is named after it"),
     "wandb_log": (GPT, _TRACK),
     "use_wandb": ("another tool", _TRACK),
     "use_tensorboard": (AXO, _TRACK),
-    "track": ("a later headway", _TRACK),
     "budget_cap": (S000, "write cost.budget_usd"),
     "gpu_hourly_rate": (S000, "write cost.usd_per_hour"),
     "gpu_type": (S000, _COST),

@@ -65,7 +65,7 @@ def summarise(
     told = events if isinstance(events, Timeline) else timeline(events)
     last = told.steps[-1] if told.steps else {}
     best = best_evaluation(told.evaluations)
-    state, reason = _state(told, writer_pid)
+    state, reason = state_of(told.stop, writer_pid, bool(told.attempts or told.steps))
     ended_at_step = int((told.stop or {}).get("step") or 0)
     return Summary(
         name=name,
@@ -90,13 +90,14 @@ def summarise(
     )
 
 
-def _state(told: Timeline, writer_pid: int | None) -> tuple[State, str]:
-    if told.stop is not None:
-        reason = str(told.stop.get("reason", "")).replace("_", " ").lower()
+def state_of(stop: Event | None, writer_pid: int | None, began: bool) -> tuple[State, str]:
+    """A run's state and the journal's stop reason; ``began``: an attempt opened it once."""
+    if stop is not None:
+        reason = str(stop.get("reason", "")).replace("_", " ").lower()
         return ("finished" if reason in ("finished", "early stop") else "stopped"), reason
     if writer_pid is not None:
         return "running", ""
-    return ("dead" if told.attempts or told.steps else "not started"), ""
+    return ("dead" if began else "not started"), ""
 
 
 def held_out_loss(evaluation: Event) -> float | None:

@@ -73,7 +73,7 @@ def timeline(events: Iterable[Event]) -> Timeline:
             redone += _void(by_step["step"], restored)
             _void(by_step["evaluation"], restored)
             _void(by_step["save"], restored)
-            alerts = {k: e for k, e in alerts.items() if _outlives(e, restored)}
+            alerts = {k: e for k, e in alerts.items() if outlives(e, restored)}
         elif kind == "plan":
             plan = event
         elif kind == "stop":
@@ -101,7 +101,7 @@ def timeline(events: Iterable[Event]) -> Timeline:
     )
 
 
-def _outlives(alert: Event, restored_step: int) -> bool:
+def outlives(alert: Event, restored_step: int) -> bool:
     """Whether an alert still holds in an attempt that went back to ``restored_step``."""
     return str(alert.get("kind")).startswith(LEARNING) and alert.get("step", 0) <= restored_step
 
