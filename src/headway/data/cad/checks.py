@@ -1,7 +1,7 @@
-"""Whether a part is what its dimensions say: its faces are counted, and its volume is computed twice.
+"""Whether a part is what its dimensions say: faces are counted, the volume is computed twice.
 
-The volume that the faces enclose (the divergence theorem over each of them) must be the one that an
-engineer's formula gives. A hole beside the part, or a face that was forgotten, shows in either.
+The volume that the faces enclose (the divergence theorem over each of them) must be the one that
+an engineer's formula gives. A hole beside the part, or a face that was forgotten, shows in either.
 """
 
 from __future__ import annotations

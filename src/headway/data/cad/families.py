@@ -38,7 +38,7 @@ class Parameter:
     most_change: float
     """The largest change that one edit asks for, in mm."""
     within: Limits | None = None
-    """Parameters before it, by name -> (lowest, highest) where these are narrower than the range."""
+    """Parameters before it, by name -> (lowest, highest), where narrower than the range."""
     optional: bool = False
     """0 means that the feature is not there; else at least LEAST_FILLET."""
     size: bool = True
@@ -119,9 +119,7 @@ FAMILIES: tuple[Family, ...] = (
         (
             Parameter("length", 30, 200, 50),
             Parameter("outer_diameter", 20, 100, 20),
-            Parameter(
-                "inner_diameter", 6, 90, 20, lambda v: (6, v["outer_diameter"] - 2 * WALL)
-            ),
+            Parameter("inner_diameter", 6, 90, 20, lambda v: (6, v["outer_diameter"] - 2 * WALL)),
         ),
         lambda v: math.pi / 4 * (v["outer_diameter"] ** 2 - v["inner_diameter"] ** 2) * v["length"],
     ),
@@ -133,9 +131,9 @@ FAMILIES: tuple[Family, ...] = (
             Parameter("length", 50, 200, 50),
             Parameter("thickness", 2, 10, 4),
         ),
-        lambda v: v["length"]
-        * v["thickness"]
-        * (v["width"] + 2 * v["height"] - 2 * v["thickness"]),
+        lambda v: (
+            v["length"] * v["thickness"] * (v["width"] + 2 * v["height"] - 2 * v["thickness"])
+        ),
     ),
     Family(
         "block",
@@ -167,8 +165,7 @@ FAMILIES: tuple[Family, ...] = (
             Parameter("hole_x", -60, 60, 20, _hole_place("length"), size=False),
             Parameter("hole_y", -60, 60, 20, _hole_place("width"), size=False),
         ),
-        lambda v: v["height"]
-        * (v["length"] * v["width"] - math.pi / 4 * v["hole_diameter"] ** 2),
+        lambda v: v["height"] * (v["length"] * v["width"] - math.pi / 4 * v["hole_diameter"] ** 2),
     ),
 )
 """Ranges of the seed system (its phases 1 and 4). A part lies along the axes: see ``faces``."""
@@ -233,7 +230,7 @@ def refuse_invalid(family: Family, values: Sequence[float]) -> None:
 
 
 def normalised(family: Family, values: Values) -> Values:
-    """mm [n, parameters] -> shares of each parameter's range [n, MOST_PARAMETERS], padded with 0."""
+    """mm [n, parameters] -> shares of each range [n, MOST_PARAMETERS], padded with 0."""
     low = np.array([p.low for p in family.parameters])
     high = np.array([p.high for p in family.parameters])
     found = np.zeros((len(values), MOST_PARAMETERS))
