@@ -1,9 +1,9 @@
 """The seed system's JSON of edits, read and written: one list of objects in a file.
 
-``instruction``, ``z_src``, ``z_tgt``, ``delta_z``, ``param_deltas`` {name: mm}, ``direction`` (1 more,
-0 less, 0.5 neither), ``edit_type``; or the paired form, whose keys end in ``_inc`` and ``_dec`` and
-which is two edits. Files of ours add ``family`` and ``parameters`` {name: mm}; a ``metadata.json``
-beside the file names the weights that made its latents.
+``instruction``, ``z_src``, ``z_tgt``, ``delta_z``, ``param_deltas`` {name: mm}, ``direction`` (1
+more, 0 less, 0.5 neither), ``edit_type``; or the paired form, whose keys end in ``_inc`` and
+``_dec`` and which is two edits. Files of ours add ``family`` and ``parameters`` {name: mm}; a
+``metadata.json`` beside the file names the weights that made its latents.
 """
 
 from __future__ import annotations

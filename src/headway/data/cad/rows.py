@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,22 +158,21 @@ def write_edits(
 ) -> tuple[Manifest, bool]:
     """A folder of edits with the latents of the parts before and after.
 
-    Each label is read back from its text by ``reading``; DataError where more than
-    ``max_unreadable`` of them are not there.
+    Each label is read back from its text by ``reading``; DataError where a file has more than the
+    share ``max_unreadable`` of labels that are not there.
     """
     mix = dict(mix or MIX)
-    readings = Readings()
 
     def with_latents(arrays: Arrays) -> Arrays:
-        for edit in edits_in(arrays):
-            readings.look(edit)
+        readings = Readings()
+        readable = [readings.look(edit) for edit in edits_in(arrays)]
         readings.refuse_beyond(max_unreadable)
         family = arrays["family"].astype(np.int64)
         latents = {
             f"z_{name}": encode(graphs_of(family, arrays[key])).astype(np.float32)
             for name, key in (("src", "values"), ("tgt", "target"))
         }
-        return {**arrays, **latents}
+        return {**arrays, **latents, "readable": np.array(readable)}
 
     return store.write(
         to,
@@ -182,7 +181,6 @@ def write_edits(
         count,
         partial(edit_arrays, seed, mix),
         finish=with_latents,
-        facts=lambda: {"readings": asdict(readings)},
         workers=workers,
         shard_rows=shard_rows,
     )

@@ -1,7 +1,7 @@
 """Rows of numbers and texts as numbered files: made in parallel, continued after a kill, hashed.
 
-A folder is finished when its ``manifest.json`` is there; it is written last and holds the SHA-256 of
-every file and of all of them. What is in which file depends on the rows alone, so any number of
+A folder is finished when its ``manifest.json`` is there; it is written last and holds the SHA-256
+of every file and of all of them. What is in which file depends on the rows alone, so any number of
 workers, killed any number of times, writes the same folder.
 """
 
@@ -49,8 +49,6 @@ class Manifest:
     made_of: dict[str, Any]
     """Everything that the rows are a function of."""
     shards: tuple[Shard, ...] = ()
-    facts: dict[str, Any]
-    """What was counted while they were made."""
 
     @property
     def rows(self) -> int:
@@ -76,8 +74,8 @@ class Manifest:
             found = cls(**tree, shards=shards)
         except FileNotFoundError as error:
             raise DataError(
-                f"{folder}: no {MANIFEST}: not a folder of `headway data cad-parts` or `cad-edits`, "
-                "or it was interrupted; run the same command again to finish it"
+                f"{folder}: no {MANIFEST}: not a folder of `headway data cad-parts` or "
+                "`cad-edits`, or it was interrupted; run the same command again to finish it"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: damaged ({error}); make the folder again") from error
@@ -94,13 +92,12 @@ def write(
     make: Make,
     *,
     finish: Finish | None = None,
-    facts: Callable[[], dict[str, Any]] = dict,
     shard_rows: int = 5000,
     workers: int = 1,
 ) -> tuple[Manifest, bool]:
     """Rows 0 to ``count - 1`` in files of ``shard_rows``; (the manifest, whether any was made).
 
-    ``facts`` is asked at the end. Raises DataError where ``to`` holds something else.
+    Raises DataError where ``to`` holds something else.
     """
     plan = {"kind": kind, "made_of": dict(made_of), "shard_rows": shard_rows, "count": count}
     if (to / MANIFEST).exists():
@@ -119,7 +116,6 @@ def write(
         kind=kind,
         made_of=plan["made_of"],
         shards=tuple(done[number] for number in range(len(starts))),
-        facts=facts(),
     )
     tree = {**asdict(manifest), "sha256": manifest.sha256}
     _put(to / MANIFEST, json.dumps(tree, indent=1).encode())
