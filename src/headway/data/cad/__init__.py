@@ -11,13 +11,21 @@ from headway.data.cad.edits import Edit, Readings, edits
 from headway.data.cad.faces import Graphs, graphs_of, one_part
 from headway.data.cad.families import FAMILIES, Family, find_family, nearest_valid
 from headway.data.cad.json_format import json_edits, read_json_edits
-from headway.data.cad.rows import EditRows, read_edits, read_parts, write_edits, write_parts
+from headway.data.cad.rows import (
+    EditRows,
+    EncodesParts,
+    read_edits,
+    read_parts,
+    write_edits,
+    write_parts,
+)
 from headway.data.cad.sampling import parts
 
 __all__ = [
     "FAMILIES",
     "Edit",
     "EditRows",
+    "EncodesParts",
     "Family",
     "Graphs",
     "Readings",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,19 @@ Encode = Callable[[Graphs], NDArray[np.float32]]
 """Graphs -> latents [n, dimensions]."""
 SMALL = {"family": np.int8, "types": np.int8, "ends": np.int8, "faces": "f4", "edges": "f4"}
 """How arrays of graphs are stored; dimensions in mm stay float64."""
+
+
+@runtime_checkable
+class EncodesParts(Protocol):
+    """A trained model that puts parts into latents."""
+
+    def encode(self, graphs: Graphs) -> NDArray[np.float32]:
+        """[n, dimensions] of graphs."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """Names the weights, on which the meaning of a latent depends."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +168,13 @@ def write_edits(
     workers: int = 1,
     shard_rows: int = 5000,
     max_unreadable: float = 0.0,
+    write_vae: Callable[[Path], object] | None = None,
 ) -> tuple[Manifest, bool]:
     """A folder of edits with the latents of the parts before and after.
 
     Each label is read back from its text by ``reading``; DataError where a file has more than the
-    share ``max_unreadable`` of labels that are not there.
+    share ``max_unreadable`` of labels that are not there. ``write_vae`` writes the autoencoder into
+    a new folder: it is kept beside the latents that it made, as ``vae/``.
     """
     mix = dict(mix or MIX)
 
@@ -174,6 +189,11 @@ def write_edits(
         }
         return {**arrays, **latents, "readable": np.array(readable)}
 
+    def vae_beside(folder: Path) -> None:
+        if write_vae and not (folder / "vae").is_dir():
+            write_vae(folder / ".partial-vae")
+            (folder / ".partial-vae").rename(folder / "vae")
+
     return store.write(
         to,
         "edits",
@@ -181,6 +201,7 @@ def write_edits(
         count,
         partial(edit_arrays, seed, mix),
         finish=with_latents,
+        beside=vae_beside,
         workers=workers,
         shard_rows=shard_rows,
     )

@@ -12,6 +12,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,12 +93,14 @@ def write(
     make: Make,
     *,
     finish: Finish | None = None,
+    beside: Callable[[Path], None] | None = None,
     shard_rows: int = 5000,
     workers: int = 1,
 ) -> tuple[Manifest, bool]:
     """Rows 0 to ``count - 1`` in files of ``shard_rows``; (the manifest, whether any was made).
 
-    Raises DataError where ``to`` holds something else.
+    ``beside`` puts what belongs to the rows into the folder before they are made; it is asked again
+    after a kill. Raises DataError where ``to`` holds something else.
     """
     plan = {"kind": kind, "made_of": dict(made_of), "shard_rows": shard_rows, "count": count}
     if (to / MANIFEST).exists():
@@ -105,6 +108,8 @@ def write(
         _same(to, there.kind == kind and there.made_of == plan["made_of"] and there.rows == count)
         return there, False
     _begin(to, plan)
+    if beside:
+        beside(to)
     starts = list(range(0, count, shard_rows))
     done = _finished(to, len(starts))
     missing = [number for number in range(len(starts)) if number not in done]
@@ -156,7 +161,7 @@ def _begin(to: Path, plan: Mapping[str, Any]) -> None:
         to.mkdir(parents=True, exist_ok=True)
         _put(mark, json.dumps(plan).encode())
     for unfinished in to.glob(".partial-*"):
-        unfinished.unlink()
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
 
 
 def _same(to: Path, same: bool) -> None:

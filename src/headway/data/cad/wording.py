@@ -2,7 +2,7 @@
 
 A sentence is made of one or more clauses. Each clause names what changes, which way, and how much:
 by an amount with a sign, by an amount and a word ("20 mm longer"), to a value, by a percentage, or
-by no figure at all. What no figure means is fixed: 10 percent, "a bit" 5, "a lot" 25. Every template
+by no figure at all, which means 10 percent; "a bit" means 5, "a lot" 25. Every template
 is an English sentence whatever is filled in.
 """
 
