@@ -1,4 +1,4 @@
-"""``headway data cad-parts`` and ``cad-edits``: parts, and sentences that ask for changes of them."""
+"""``headway data cad-parts`` and ``cad-edits``: parts, and sentences that ask for changes."""
 
 from __future__ import annotations
 

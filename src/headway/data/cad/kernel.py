@@ -1,6 +1,6 @@
 """Parts as real solids: built, checked, written to STEP and read from it (extra ``cad``).
 
-The kernel is OpenCASCADE through build123d. Each part it builds is compared with what its dimensions
+The kernel is OpenCASCADE through build123d. Each part it builds is compared with what its numbers
 say: a hole that cuts nothing leaves a valid solid and no error, and only its volume tells.
 """
 
