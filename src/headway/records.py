@@ -90,6 +90,8 @@ class Evaluation:
     (``evaluate.max_rows``)."""
     observed: tuple[tuple[float, ...], ...] = ()
     """Each loss unit's own figures, where the recipe's metrics need them; never written."""
+    findings: tuple[Finding, ...] = ()
+    """What the recipe holds to be wrong: the monitor makes one alert of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

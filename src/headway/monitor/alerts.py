@@ -16,6 +16,7 @@ Kind = Literal[
     "gradient_zero",
     "learning_rate_zero",
     "evaluation_gap",
+    "recipe_gate",
     "throughput_drop",
     "memory_growing",
     "gpu_idle",

@@ -293,6 +293,7 @@ class GraphVaeRecipe:
             ),
             of_rows=part_of(len(task.held), evaluation),
             observed=(),
+            findings=collapsed(task.config, evaluation.step, metrics),
         )
 
     def check_request(self, request: Mapping[str, Any]) -> None:
@@ -309,6 +310,27 @@ class GraphVaeRecipe:
     ) -> Mapping[str, Any]:
         """``full``: weights, scales and shape in a folder, reloaded and compared."""
         return export_vae(task.model, to, format)
+
+
+def collapsed(
+    config: GraphVaeConfig, step: int, metrics: Mapping[str, float]
+) -> tuple[Finding, ...]:
+    """What is wrong with the latent after the warm-up; nothing where it is in use."""
+    active = int(metrics["active_dimensions"])
+    if step <= config.kl.warmup_steps or active >= config.least_active:
+        return ()
+    return (
+        Finding(
+            level="warning",
+            name="latent collapse",
+            what=f"{active} of {config.model.latent} latent dimensions are in use, fewer than "
+            f"task.least_active ({config.least_active}); the KL divergence is "
+            f"{metrics['kl_nats']:.3g} nats",
+            why="the posterior is as good as the prior: the decoder does without the latent, and "
+            "whatever is trained on such latents learns nothing",
+            fix="lower task.kl.weight, raise task.kl.warmup_steps or task.kl.free_bits",
+        ),
+    )
 
 
 def load_parts(source: str | Generated) -> tuple[Graphs, str]:
