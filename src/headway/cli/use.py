@@ -79,6 +79,17 @@ def predict(
         list[str] | None,
         typer.Option("--evidence", help="regression: a passage for --steps; repeat for more."),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="latent_editor: a part, as STEP or JSON (family, parameters)."),
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option("--instruction", help="latent_editor: what should change of it.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="latent_editor: write the edited part, as .step or .json."),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", help="JSONL, one request a line, its keys as the options here."),
@@ -94,9 +105,14 @@ def predict(
     import json as json_module
 
     from headway.api import load_run
+    from headway.errors import ConfigError
 
-    chain = {"problem": problem, "steps": steps, "evidence": evidence}
-    requests = requests_of(prompt or [], {k: v for k, v in chain.items() if v is not None}, file)
+    chain: Mapping[str, Any] = {"problem": problem, "steps": steps, "evidence": evidence}
+    edit: dict[str, Any] = {"part": part, "instruction": instruction, "out": out}
+    chain, edit = ({k: v for k, v in given.items() if v is not None} for given in (chain, edit))
+    if edit and (prompt or chain or file):
+        raise ConfigError(f"--{next(iter(edit))}: an edit takes --part, --instruction and --out")
+    requests = [("--instruction", edit)] if edit else requests_of(prompt or [], chain, file)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     options = {key: value for key, value in given.items() if value is not None}
     trained = load_run(run, step)
