@@ -90,6 +90,7 @@ class Layer(nn.Module):
             shift = shift.masked_fill(~there[:, None, None], -1e4)
         if self.pair is not None and pairs is not None:
             shift = self.pair(pairs).permute(0, 3, 1, 2) + (0.0 if shift is None else shift)
+        shift = None if shift is None else shift.to(query.dtype)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=shift)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(n, faces, width)))
         found: Tensor = x + self.dropout(self.back(F.gelu(self.forth(self.between(x)))))

@@ -49,6 +49,9 @@ from headway.recipes.graph_use import (
 from headway.records import Check, Evaluation, Finding
 
 
+SCALED_BY = 20_000
+
+
 class Generated(BaseModel):
     """Parts that are made when the run begins: a few seconds for 100,000."""
 
@@ -342,7 +345,7 @@ def load_parts(source: str | Generated) -> tuple[Graphs, str]:
 
 
 def with_parts(task: GraphVaeTask) -> GraphVaeTask:
-    """The task with its parts; the model's scales are taken from all that it trains on."""
+    """The task with its parts; the model's scales are taken from the first SCALED_BY of them."""
     data = task.config.data
     graphs, identity = load_parts(data.train)
     train, held, identities = GraphRows.of(graphs), None, {"data": identity[:64]}
@@ -351,7 +354,7 @@ def with_parts(task: GraphVaeTask) -> GraphVaeTask:
         held = GraphRows.of(graphs)
         identities["held_out"] = identity[:64]
     if task.context.weights:
-        sample = train.tensors(np.arange(len(train)))
+        sample = train.tensors(np.arange(min(len(train), SCALED_BY)))
         task.model.fit_scales(sample["types"], sample["faces"], sample["pairs"])
     return replace(
         task,

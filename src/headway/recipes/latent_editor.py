@@ -187,9 +187,9 @@ class LatentEditorRecipe:
         )
         text = edit_text(config, tokenizer)
         edits = read_training(config) if context.data else None
-        vae = open_vae(config, context)
+        vae = open_vae(config, context) if context.weights else None
         found = weights_sha256(vae) if vae else None
-        if edits is not None:
+        if edits is not None and vae:
             same_vae(config, found, edits.vae_sha256)
         language, described = load_model(config, context, tokenizer)
         torch.manual_seed(context.seed)
