@@ -48,7 +48,6 @@ from headway.recipes.graph_use import (
 )
 from headway.records import Check, Evaluation, Finding
 
-
 SCALED_BY = 20_000
 
 
