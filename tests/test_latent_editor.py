@@ -255,7 +255,7 @@ def test_the_ridge_baseline_finds_what_is_linear_in_latent_and_amount(tmp_path: 
 def test_on_the_published_edits_the_baselines_are_the_known_ones(tmp_path: Path) -> None:
     """Known from 1,000 rows: no change .035 to .037, parsed .0031 to .0035, true amounts .0020."""
     rows, _ = read_json_edits(shared("cad_edits/edits.json"))
-    none, parsed, true = [], [], []
+    none, parsed, true, squared = [], [], [], []
     for split in range(5):
         mine, others = split_off(1000, 0.2, split)
         train = written(rows.where(mine), tmp_path)
@@ -267,8 +267,11 @@ def test_on_the_published_edits_the_baselines_are_the_known_ones(tmp_path: Path)
             (true, train.amounts, held.amounts),
         ):
             found.append(errors(ridge(train, one, held, other, every), truth)["delta_mse"])
+        answer = ridge(train, train.parsed, held, held.parsed, every, squares=True)
+        squared.append(errors(answer, truth)["delta_mse"])
     assert 0.03 < np.mean(none) < 0.042
     assert 0.0025 < np.mean(parsed) < 0.0045 and 0.0015 < np.mean(true) < 0.0025
+    assert np.mean(squared) < 0.0028
 
 
 def test_directions_are_those_of_all_changes() -> None:

@@ -3,8 +3,10 @@
 The latent goes through an MLP and stands as one token or more before the instruction. What the
 model has understood is read at the instruction's last token, and a head turns it into amounts (how
 much of each named change), a direction, and the change of the latent. Most of that change is a sum
-over the amounts, each times a vector that is linear in the latent: what a change of 1 mm does to a
-latent depends on the part. An MLP adds what that leaves over.
+over the amounts and their squares, each times a vector that is linear in the latent: what a change
+of 1 mm does to a latent depends on the part, and the second mm does not do the same as the first.
+(Fitted in closed form to 800 of the published edits, 5 splits: held-out MSE .0047 with the amounts
+alone, .0023 with their squares.) An MLP adds what that leaves over.
 
 Head and projector compute in fp32, whatever the language model computes in.
 """
@@ -80,7 +82,7 @@ class EditorHead(nn.Module):
         self.amounts = _mlp(both, shape.head, names, shape.dropout)
         self.direction = nn.Linear(shape.head, 1)
         self.rest = _mlp(both, shape.head, latent, shape.dropout)
-        self.by_amount = nn.Linear(latent, names * latent)
+        self.by_amount = nn.Linear(latent, 2 * names * latent)
         for last in (self.rest[-1], self.by_amount, self.direction, self.amounts[-1]):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
@@ -107,8 +109,9 @@ class EditorHead(nn.Module):
             scaled, read = self.scaled(z), self.reading(hidden.float())
             both = torch.cat([read, scaled], -1)
             amounts = self.amounts(both)
-            per_amount = self.by_amount(scaled).unflatten(-1, (amounts.shape[-1], -1))
-            change = torch.einsum("np,npl->nl", amounts, per_amount) + self.rest(both)
+            powers = torch.cat([amounts, amounts.square()], -1)
+            per_amount = self.by_amount(scaled).unflatten(-1, (powers.shape[-1], -1))
+            change = torch.einsum("np,npl->nl", powers, per_amount) + self.rest(both)
             return Told(change * self.delta_scale, amounts, self.direction(read)[:, 0])
 
 

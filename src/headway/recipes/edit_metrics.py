@@ -14,7 +14,8 @@ of edited latents read as the family the part is of. ``NAME/magnitude``: mean ov
 movement over what was asked. ``NAME/moved_right`` likewise.
 
 Beside them: no change; a ridge regression from the latent and the numbers that ``data.cad.reading``
-finds in the text, and their products, fitted to the same training edits; the same from the labels;
+finds in the text, and their products, fitted to the same training edits; the same with the numbers'
+squares; the same from the labels;
 and, for ``dimension_mae_mm``, what the autoencoder reads from the true latent: its own error.
 """
 
@@ -40,6 +41,7 @@ RIDGE = 1e-3
 """Of each squared coefficient, for features of unit deviation and targets in the latent's unit, per
 training edit."""
 NO_CHANGE, PARSED, LABELS = "no change", "parsed number + ridge", "true amounts + ridge"
+SQUARED = "parsed number and square + ridge"
 TRUE_LATENT = "true latent"
 
 
@@ -73,6 +75,7 @@ def measure(
     answers = {
         NO_CHANGE: np.zeros_like(truth),
         PARSED: ridge(train, train.parsed, held, held.parsed, rows),
+        SQUARED: ridge(train, train.parsed, held, held.parsed, rows, squares=True),
         LABELS: ridge(train, train.amounts, held, held.amounts, rows),
     }
     metrics = {**errors(delta, truth), **of_texts(held, rows, direction, amounts)}
@@ -141,8 +144,12 @@ def ridge(
     held: WrittenEdits,
     asked: NDArray[np.float32],
     rows: NDArray[np.int64],
+    squares: bool = False,
 ) -> Values:
-    """[n, latent]: linear in latent, amounts [.., NAMES] and their products, in closed form."""
+    """[n, latent]: linear in latent, amounts [.., NAMES] and their products, in closed form.
+
+    ``squares``: the amounts' squares, and their products with the latent, too.
+    """
     used = np.flatnonzero((known != 0).any(0))
     mean, scale = train.edits.z_src.mean(0), train.edits.z_src.std(0) + 1e-8
     size = np.abs(known[:, used]).max(0, initial=1e-8)
@@ -150,6 +157,7 @@ def ridge(
     def features(z: NDArray[np.float32], amounts: NDArray[np.float32]) -> Values:
         latent = (z - mean) / scale
         share = amounts[:, used] / size
+        share = np.concatenate([share, np.square(share)], 1) if squares else share
         products = (share[:, :, None] * latent[:, None]).reshape(len(z), -1)
         return np.concatenate([np.ones((len(z), 1)), latent, share, products], 1).astype(float)
 
