@@ -24,7 +24,8 @@ Kind = Literal["single", "compound", "noop"]
 MIX: dict[Kind, float] = {"single": 0.7, "compound": 0.2, "noop": 0.1}
 TRIES = 200
 """A change that would leave no part, or move a hole by nothing, is drawn again."""
-LEAST_CHANGE_MM = 0.5
+LEAST_SHARE = 0.05
+"""Of the largest change that is asked for: a leg changes by 2.5 mm at least, a wall by 0.2 mm."""
 SAME_MM = 1e-6
 """A label and what is read from its text agree within this."""
 
@@ -118,11 +119,16 @@ def _edit(
         return Edit(index, family, values, {}, wording.nothing(draws, family), "noop")
     for _ in range(TRIES):
         changes, text = (_single if kind == "single" else _compound)(draws, family, values)
-        moved = all(abs(change) >= LEAST_CHANGE_MM for change in changes.values())
+        moved = all(abs(change) >= least_change(family, n) for n, change in changes.items())
         edit = Edit(index, family, values, changes, text, kind)
         if changes and moved and are_valid(family, [edit.target])[0]:
             return edit
     raise DataError(f"no valid change found for the {family.name} {values}")
+
+
+def least_change(family: Family, name: str) -> float:
+    """The smallest change of a dimension that an edit asks for, in mm."""
+    return LEAST_SHARE * family.parameters[family.place(name)].most_change
 
 
 def _single(draws: Draws, family: Family, values: Sequence[float]) -> tuple[dict[str, float], str]:
