@@ -70,5 +70,5 @@ def shuffled(graphs: Graphs, order: NDArray[np.int64]) -> Graphs:
     ends = np.where(graphs.ends >= 0, place[graphs.ends.clip(0)], -1)
     return Graphs(
         graphs.family, graphs.values, graphs.types[:, order], graphs.faces[:, order], ends,
-        graphs.edges,
+        graphs.edges.copy(),
     )  # fmt: skip
