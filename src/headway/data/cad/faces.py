@@ -305,10 +305,9 @@ def graphs_of(family: NDArray[np.int64], values: Values) -> Graphs:
     for index, kind in enumerate(FAMILIES):
         mine = np.flatnonzero(made.family == index)
         here = made.values[mine, : len(kind.parameters)]
-        wrong = np.flatnonzero(~are_valid(kind, here)) if len(mine) else []
-        if len(wrong):
-            refuse_invalid(kind, here[wrong[0]].tolist())
-            raise DataError(f"no {kind.name} has the dimensions {here[wrong[0]].tolist()}")
+        for row in np.flatnonzero(~are_valid(kind, here))[:1]:
+            refuse_invalid(kind, here[row].tolist())
+            raise DataError(f"no {kind.name} has the dimensions {here[row].tolist()}")
         absent = here[:, kind.place("fillet")] == 0 if "fillet" in kind.names else None
         groups = [mine] if absent is None else [mine[absent], mine[~absent]]
         for rows in groups:

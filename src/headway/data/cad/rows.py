@@ -65,7 +65,7 @@ class EditRows:
     def where(self, rows: Sequence[int] | NDArray[np.int64]) -> EditRows:
         """Only these rows."""
         at = np.asarray(rows, dtype=np.int64)
-        picked = {
+        picked: dict[str, Any] = {
             field.name: tuple(getattr(self, field.name)[row] for row in at.tolist())
             if isinstance(getattr(self, field.name), tuple)
             else getattr(self, field.name)[at]
@@ -109,7 +109,8 @@ def graphs_in(arrays: Arrays) -> Graphs:
     """The reverse of ``stored_graphs``; lengths have been rounded to float32 there."""
     whole = {"family": np.int64, "types": np.int64, "ends": np.int64}
     names = [field.name for field in fields(Graphs)]
-    return Graphs(**{name: arrays[name].astype(whole.get(name, np.float64)) for name in names})
+    found: Any = {name: arrays[name].astype(whole.get(name, np.float64)) for name in names}
+    return Graphs(**found)
 
 
 def write_parts(

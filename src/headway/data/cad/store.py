@@ -102,7 +102,12 @@ def write(
     ``beside`` puts what belongs to the rows into the folder before they are made; it is asked again
     after a kill. Raises DataError where ``to`` holds something else.
     """
-    plan = {"kind": kind, "made_of": dict(made_of), "shard_rows": shard_rows, "count": count}
+    plan: dict[str, Any] = {
+        "kind": kind,
+        "made_of": dict(made_of),
+        "shard_rows": shard_rows,
+        "count": count,
+    }
     if (to / MANIFEST).exists():
         there = Manifest.read(to)
         _same(to, there.kind == kind and there.made_of == plan["made_of"] and there.rows == count)
