@@ -288,7 +288,7 @@ class GraphVaeRecipe:
         metrics, baselines, rows = measured
         return replace(
             evaluation,
-            metrics={**evaluation.metrics, **metrics},
+            metrics={"loss": evaluation.metrics["loss"], **metrics, **evaluation.metrics},
             baselines={**evaluation.baselines, **baselines},
             worst=tuple(
                 replace(row, shown=shown(task.held, row.row, rows)) for row in evaluation.worst

@@ -210,7 +210,7 @@ class LatentEditorRecipe:
         metrics, baselines, rows = measure(task.held, task.train, evaluation.observed, task.vae)
         return replace(
             evaluation,
-            metrics={**evaluation.metrics, **metrics},
+            metrics={"loss": evaluation.metrics["loss"], **metrics, **evaluation.metrics},
             baselines={**evaluation.baselines, **baselines},
             worst=tuple(
                 replace(row, shown=shown(task.held, row.row, rows)) for row in evaluation.worst

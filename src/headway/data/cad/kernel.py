@@ -156,7 +156,8 @@ def graph_of(part: Any) -> Graphs:
 def _face(face: Any, middle: Any) -> tuple[int, list[float]]:
     """(type, numbers) of a face, as ``faces`` has them."""
     kind = str(face.geom_type).rpartition(".")[2]
-    box, centre = face.bounding_box().size, face.center() - middle
+    box = face.bounding_box().size
+    centre = face.center(kernel().CenterOf.MASS) - middle
     extents = [box.X, box.Y, box.Z]
     if kind == "PLANE":
         normal = face.normal_at()
