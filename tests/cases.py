@@ -117,6 +117,57 @@ def vision_scratch(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def graph_vae(folder: Path) -> dict[str, Any]:
+    return {
+        "model": {"latent": 8, "width": 16, "layers": 1, "decoder_layers": 1, "heads": 2,
+                  "dropout": 0.1},
+        "kl": {"weight": 1e-3, "warmup_steps": 3},
+        "data": {"train": {"count": 40, "seed": 1}, "eval": {"count": 10, "seed": 2}},
+    }  # fmt: skip
+
+
+def latent_editor(folder: Path) -> dict[str, Any]:
+    """Edits whose latents are some numbers of the parts: no autoencoder."""
+    from headway.data.cad import write_edits
+
+    if not (folder / "edits").exists():
+        write_edits(
+            folder / "edits", count=40, seed=3, vae_sha256="none",
+            encode=lambda graphs: graphs.values[:, :6].astype("f4") / 100,
+        )  # fmt: skip
+    return {
+        "base_model": str(tiny_base(folder)),
+        "tuning": {"kind": "lora", "rank": 4, "alpha": 8},
+        "latent": 6,
+        "editor": {"projector": 16, "head": 16, "latent_tokens": 2, "dropout": 0.1},
+        "data": {"train": str(folder / "edits"), "eval_fraction": 0.2},
+    }
+
+
+def latent_editor_full(folder: Path) -> dict[str, Any]:
+    """Every parameter trains, over the latents of an autoencoder that lies beside the edits."""
+    import torch
+
+    from headway.data.cad import write_edits
+    from headway.models.graph_vae import GraphVae, VaeShape, weights_sha256
+    from headway.recipes.graph_use import export_vae, latents
+
+    if not (folder / "edits").exists():
+        torch.manual_seed(1)
+        vae = GraphVae(VaeShape(latent=6, width=16, layers=1, decoder_layers=1, heads=2)).eval()
+
+        def write_vae(to: Path) -> None:
+            to.mkdir()
+            export_vae(vae, to, "full")
+
+        write_edits(
+            folder / "edits", count=40, seed=3, encode=lambda graphs: latents(vae, graphs),
+            vae_sha256=weights_sha256(vae), write_vae=write_vae,
+        )  # fmt: skip
+    task = {**latent_editor(folder), "tuning": {"kind": "full"}}
+    return {**task, "weights": {"dimensions": 1.0}}
+
+
 def toy(folder: Path) -> dict[str, Any]:
     return {}
 
@@ -132,6 +183,10 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "vision-lora": ("vision", vision, "adapter"),
     "vision-merged": ("vision", vision, "merged"),
     "vision-scratch": ("vision", vision_scratch, "full"),
+    "graph_vae": ("graph_vae", graph_vae, "full"),
+    "latent_editor-lora": ("latent_editor", latent_editor, "adapter"),
+    "latent_editor-merged": ("latent_editor", latent_editor, "merged"),
+    "latent_editor-full": ("latent_editor", latent_editor_full, "full"),
     "toy": ("toy", toy, "weights"),
 }
 """Name -> (recipe, its task section, an export format)."""

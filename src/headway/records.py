@@ -22,6 +22,7 @@ AlertKind = Literal[
     "gradient_zero",
     "learning_rate_zero",
     "evaluation_gap",
+    "recipe_gate",
     "throughput_drop",
     "memory_growing",
     "gpu_idle",
@@ -147,6 +148,8 @@ class Evaluation:
     (``evaluate.max_rows``)."""
     observed: tuple[tuple[float, ...], ...] = ()
     """Each loss unit's own figures, where the recipe's metrics need them; never written."""
+    findings: tuple[Finding, ...] = ()
+    """What the recipe holds to be wrong: the monitor makes one alert of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

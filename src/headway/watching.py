@@ -104,7 +104,9 @@ class Watching:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Judge an evaluation."""
-        self._tell(self._monitor.evaluation(evaluation.step, evaluation.metrics["loss"]))
+        findings = [asdict(finding) for finding in evaluation.findings]
+        loss = evaluation.metrics["loss"]
+        self._tell(self._monitor.evaluation(evaluation.step, loss, findings))
 
     def saved(self, size_bytes: int) -> None:
         """How large the newest checkpoint is."""

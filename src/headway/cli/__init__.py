@@ -21,6 +21,7 @@ def build_app() -> typer.Typer:
         data,
         init,
         plan,
+        predict,
         report,
         status,
         track,
@@ -52,7 +53,7 @@ def build_app() -> typer.Typer:
     app.add_typer(upload.app, name="upload")
     app.command("restore")(upload.restore)
     app.command("evaluate")(use.evaluate)
-    app.command("predict")(use.predict)
+    app.command("predict")(predict.predict)
     app.command("export")(use.export)
     app.add_typer(data.app, name="data")
     return app

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headway.cli.cad import cad_edits, cad_parts
 from headway.cli.step_labels import step_labels
 from headway.cli.well_log_headers import well_log_headers
 from headway.errors import ConfigError, DataError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at training data, check it, and make token shards.")
 app.command("step-labels")(step_labels)
 app.command("well-log-headers")(well_log_headers)
+app.command("cad-parts")(cad_parts)
+app.command("cad-edits")(cad_edits)
 
 _What = Annotated[str, typer.Argument(help="A config (.yaml, .toml), or a data file or folder.")]
 _Tokenizer = Annotated[

@@ -76,21 +76,26 @@ def segments(
 
 
 def hidden_states(
-    model: nn.Module, input_ids: Tensor, position_ids: Tensor, row_ends: Sequence[int]
+    model: nn.Module,
+    given: Tensor,
+    position_ids: Tensor,
+    row_ends: Sequence[int],
 ) -> Tensor:
     """Last hidden states [tokens, hidden] of a flat microbatch, each row seeing only itself.
 
-    ``input_ids`` and ``position_ids`` are [1, tokens]; positions restart in every row. A model that
-    ``isolate`` could not switch runs one row per forward pass instead: slower, never wrong.
+    ``given`` are token ids [1, tokens], or embeddings [1, tokens, width] in their place;
+    ``position_ids`` [1, tokens] restart in every row. A model that ``isolate`` could not switch
+    runs one row per forward pass instead: slower, never wrong.
     """
     body = backbone(model).body
-    cuts = segments(row_ends, input_ids.shape[1], input_ids.device, kind_of(input_ids))
+    cuts = segments(row_ends, given.shape[1], given.device, kind_of(given))
+    name = "inputs_embeds" if given.is_floating_point() else "input_ids"
     if is_isolated(model):
-        out = body(input_ids=input_ids, position_ids=position_ids, segments=cuts, use_cache=False)
-        return out.last_hidden_state[0]
+        called = {name: given, "position_ids": position_ids}
+        return body(**called, segments=cuts, use_cache=False).last_hidden_state[0]
     rows = [
         body(
-            input_ids=input_ids[:, start:end],
+            **{name: given[:, start:end]},
             position_ids=position_ids[:, start:end],
             use_cache=False,
         ).last_hidden_state[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,10 +103,13 @@ class Monitor:
             said += self._look(AT_BLOCKS) + self._look(SPEED_AT_BLOCKS)
         return said
 
-    def evaluation(self, step: int, loss: float) -> list[Alert | Over]:
-        """After each evaluation: the held-out loss."""
+    def evaluation(
+        self, step: int, loss: float, findings: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Alert | Over]:
+        """After each evaluation: the held-out loss, and what the recipe found to be wrong."""
         self.history = self.history.after_evaluation(step, loss)
-        return self._look(AT_EVALUATIONS)
+        signs = [gate(findings)] if findings else []
+        return self._look(AT_EVALUATIONS) + self._looked(step, ["recipe_gate"], signs, calm=1)
 
     def gauges(self, gauges: Gauges) -> list[Alert | Over]:
         """After each look at the machine."""
@@ -127,12 +130,12 @@ class Monitor:
             if event["event"] == "evaluation":
                 loss = event["metrics"]["loss"]
                 if isinstance(loss, float):
-                    self.evaluation(event["step"], loss)
+                    self.evaluation(event["step"], loss, event.get("findings") or ())
             elif not event.get("refused"):
                 self.step(report_of(event))
         self.spiked = None
         self.history = self.history.in_new_attempt()
-        lasting = {*AT_STEPS.rules, *AT_BLOCKS.rules, *AT_EVALUATIONS.rules}
+        lasting = {*AT_STEPS.rules, *AT_BLOCKS.rules, *AT_EVALUATIONS.rules, "recipe_gate"}
         going_on = self._episodes.going_on
         self._episodes = Episodes({kind: going_on[kind] for kind in going_on if kind in lasting})
 
@@ -152,6 +155,12 @@ class Monitor:
             step, wanted, [replace(a, step=step) for a in found if a.kind in wanted], calm
         )
         return said
+
+
+def gate(findings: Sequence[Mapping[str, Any]]) -> Alert:
+    """What a recipe found wrong in an evaluation, as one alert; each has what, why and fix."""
+    what, why, advice = ("; ".join(str(f[key]) for f in findings) for key in ("what", "why", "fix"))
+    return Alert(kind="recipe_gate", level="warning", what=what, why=why, advice=advice)
 
 
 def report_of(event: Mapping[str, Any]) -> StepReport:

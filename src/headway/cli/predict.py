@@ -1,0 +1,179 @@
+"""``headway predict``: one question, in the words of whichever recipe trained the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headway.cli.use import RUN, STEP
+
+if TYPE_CHECKING:
+    from headway.engine.task import Recipe
+
+
+def predict(
+    run: RUN,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="What to ask; repeat for more.")
+    ] = None,
+    problem: Annotated[
+        str | None, typer.Option("--problem", help="regression: what the steps should solve.")
+    ] = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option("--steps", help="regression: the steps, one a line, or one each time."),
+    ] = None,
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option("--evidence", help="regression: a passage for --steps; repeat for more."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            help="vision: a picture, a folder of them, or a TIFF with pages; repeat for more.",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="latent_editor: a part, as STEP or JSON (family, parameters)."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="latent_editor: write the edited part, as .step or .json."),
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            "--instruction",
+            help="vision: what to ask, left out the run's own; latent_editor: what should change.",
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="JSONL, one request a line, its keys as the options here."),
+    ] = None,
+    step: STEP = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens; left out: 128.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0, or left out: greedy.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line an answer.")] = False,
+) -> None:
+    """Try a checkpoint: a request is read and written exactly as the rows it was trained on."""
+    import json as json_module
+
+    from headway.api import load_run
+
+    requests = requests_of(
+        file,
+        prompt=prompt,
+        chain=given_only(problem=problem, steps=steps, evidence=evidence),
+        image=image,
+        part=given_only(part=part, out=out),
+    )
+    given = given_only(
+        max_new_tokens=max_new_tokens, temperature=temperature, instruction=instruction
+    )
+    trained = load_run(run, step)
+    check_all(trained.recipe, requests, given)
+    for _, request in requests:
+        answer = trained.predict({**given, **request})
+        if json:
+            typer.echo(json_module.dumps({**request, **answer}))
+            continue
+        if len(requests) > 1 and image:
+            typer.secho(picture_name(request), bold=True, err=True)
+        typer.echo(shown(answer["text"]))
+        if image:
+            typer.echo(f"{answer['tokens']} tokens, {answer['seconds']:.1f} s", err=True)
+
+
+def picture_requests(given: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """(where, request) of every page of every picture; ConfigError for a path without one."""
+    from headway.data.pictures import ENDINGS, Picture, pages
+    from headway.errors import ConfigError
+
+    found: list[tuple[str, dict[str, Any]]] = []
+    for place in given:
+        if not place.exists():
+            raise ConfigError(f"--image {place}: there is no such file or folder")
+        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        files = [f for f in files if f.is_file() and (f == place or f.suffix.lower() in ENDINGS)]
+        if not files:
+            raise ConfigError(f"--image {place}: no picture in it ({', '.join(ENDINGS)})")
+        for file in files:
+            count = pages(Picture(f"--image {file}", path=str(file)))
+            for page in range(count):
+                more = {"page": page} if count > 1 else {}
+                found.append((f"--image {file}", {"image": str(file), **more}))
+    return found
+
+
+def picture_name(request: Mapping[str, Any]) -> str:
+    """The file of a request, and its page where it has several."""
+    page = f", page {request['page'] + 1}" if "page" in request else ""
+    return f"{request['image']}{page}"
+
+
+def given_only(**options: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def requests_of(file: Path | None, **kinds: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(where it was given, request) of each; ConfigError for options that say two things.
+
+    ``kinds``: ``prompt``, ``chain``, ``image`` and ``part``, as given or empty.
+    """
+    from headway.data.sources import read_records
+    from headway.errors import ConfigError
+
+    found = {kind: value for kind, value in kinds.items() if value}
+    names = [f"--{next(iter(v)) if isinstance(v, dict) else kind}" for kind, v in found.items()]
+    if len(names) + bool(file) > 1:
+        other = names[1] if len(names) > 1 else "--file"
+        raise ConfigError(f"{names[0]} and {other}: give one of them, not both")
+    if file and not file.is_file():
+        raise ConfigError(f"--file {file}: there is no such file")
+    if file:
+        return [(record.where, dict(record.data)) for record in read_records(str(file))]
+    match found:
+        case {"prompt": texts}:
+            return [("--prompt", {"prompt": text}) for text in texts]
+        case {"chain": chain}:
+            if "steps" not in chain:
+                raise ConfigError(f"{names[0]} needs --steps: the texts that get a number")
+            lines = [line for text in chain["steps"] for line in text.splitlines() if line.strip()]
+            return [("--steps", {"problem": "", **chain, "steps": lines})]
+        case {"image": places}:
+            return picture_requests(places)
+        case {"part": edit}:
+            return [("--part", edit)]
+    raise ConfigError(
+        "predict needs --prompt TEXT, --steps TEXT, --image FILE, --part FILE or "
+        "--file REQUESTS.jsonl"
+    )
+
+
+def check_all(
+    recipe: Recipe,
+    requests: Sequence[tuple[str, Mapping[str, Any]]],
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse an odd request, naming where it was given, before the first is answered."""
+    from headway.errors import ConfigError
+
+    for where, request in requests:
+        try:
+            recipe.check_request({**options, **request})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def shown(text: str) -> str:
+    """What a model said, without the control characters that would steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -1,0 +1,156 @@
+"""A language model that reads a latent and an instruction, and says how the latent changes.
+
+The latent goes through an MLP and stands as one token or more before the instruction. What the
+model has understood is read at the instruction's last token, and a head turns it into amounts (how
+much of each named change), a direction, and the change of the latent. Most of that change is a sum
+over the amounts and their squares, each times a vector that is linear in the latent: what a change
+of 1 mm does to a latent depends on the part, and the second mm does not do the same as the first.
+(Fitted in closed form to 800 of the published edits, 5 splits: held-out MSE .0047 with the amounts
+alone, .0023 with their squares.) An MLP adds what that leaves over.
+
+Head and projector compute in fp32, whatever the language model computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from headway.models.attention import hidden_states
+from headway.models.backbone import backbone, base_model
+
+
+class EditorShape(BaseModel):
+    """What stands around the language model."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+    latent_tokens: int = Field(default=1, ge=1)
+    """Embeddings that stand for the latent, before the instruction."""
+    projector: int = Field(default=512, ge=1)
+    """Width of the layer between latent and embeddings."""
+    head: int = Field(default=512, ge=1)
+    """Width of the layers between what is read and what is said of it."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """In the head, after each activation."""
+
+
+class Told(NamedTuple):
+    """What the editor says of each row."""
+
+    delta: Tensor
+    """[n, latent]: the change of the latent, in its own unit."""
+    amounts: Tensor
+    """[n, names]: the change of each dimension, over its ``amount_scale``."""
+    direction: Tensor
+    """[n] logits of "more"."""
+
+
+class EditorHead(nn.Module):
+    """Reads hidden state and latent; also holds the scales that the data has."""
+
+    latent_mean: Tensor
+    latent_scale: Tensor
+    delta_scale: Tensor
+    amount_scale: Tensor
+
+    def __init__(self, hidden: int, latent: int, names: int, shape: EditorShape) -> None:
+        super().__init__()
+        self.register_buffer("latent_mean", torch.zeros(latent))
+        for name, size in (("latent", latent), ("delta", latent), ("amount", names)):
+            self.register_buffer(f"{name}_scale", torch.ones(size))
+        self.projector = nn.Sequential(
+            nn.Linear(latent, shape.projector),
+            nn.GELU(),
+            nn.Linear(shape.projector, shape.latent_tokens * hidden),
+            nn.Unflatten(-1, (shape.latent_tokens, hidden)),
+            nn.LayerNorm(hidden),
+        )
+        self.reading = nn.Sequential(
+            nn.LayerNorm(hidden),
+            nn.Linear(hidden, shape.head),
+            nn.GELU(),
+            nn.Dropout(shape.dropout),
+        )
+        both = shape.head + latent
+        self.amounts = _mlp(both, shape.head, names, shape.dropout)
+        self.direction = nn.Linear(shape.head, 1)
+        self.rest = _mlp(both, shape.head, latent, shape.dropout)
+        self.by_amount = nn.Linear(latent, 2 * names * latent)
+        for last in (self.rest[-1], self.by_amount, self.direction, self.amounts[-1]):
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.by_amount.bias, std=0.02)
+        self.float()
+
+    def start_at(self, embedding_size: float) -> None:
+        """Make the latent's embeddings as large as those of words: their root mean square."""
+        nn.init.constant_(self.projector[-1].weight, embedding_size)  # type: ignore[arg-type]
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Latents over their deviation among the training rows."""
+        return (z.float() - self.latent_mean) / self.latent_scale
+
+    def embeddings(self, z: Tensor) -> Tensor:
+        """[n, latent] -> [n, latent_tokens, hidden]."""
+        with torch.autocast(z.device.type, enabled=False):
+            found: Tensor = self.projector(self.scaled(z))
+        return found
+
+    def forward(self, hidden: Tensor, z: Tensor) -> Told:
+        """Hidden states [n, hidden] at the last tokens, latents [n, latent]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            scaled, read = self.scaled(z), self.reading(hidden.float())
+            both = torch.cat([read, scaled], -1)
+            amounts = self.amounts(both)
+            powers = torch.cat([amounts, amounts.square()], -1)
+            per_amount = self.by_amount(scaled).unflatten(-1, (powers.shape[-1], -1))
+            change = torch.einsum("np,npl->nl", powers, per_amount) + self.rest(both)
+            return Told(change * self.delta_scale, amounts, self.direction(read)[:, 0])
+
+
+def _mlp(inside: int, width: int, outside: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inside, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, outside)
+    )
+
+
+class LatentEditor(nn.Module):
+    """A causal language model, whose output head is never asked, and an editor's head."""
+
+    def __init__(self, language: nn.Module, latent: int, names: int, shape: EditorShape) -> None:
+        """Raises ConfigError where the model has no hidden states to read."""
+        super().__init__()
+        self.language = language
+        hidden = base_model(language).config.get_text_config().hidden_size
+        self.head = EditorHead(hidden, latent, names, shape)
+        table = base_model(language).get_input_embeddings()
+        self.head.to(next(language.parameters()).device)
+        read = {id(p) for p in table.parameters()}
+        for parameter in backbone(language).head.parameters():
+            if id(parameter) not in read:  # tied weights are read too
+                parameter.requires_grad_(False)  # the rest has no part in the loss
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        row_ends: Sequence[int],
+        latent_at: Tensor,
+        last_at: Tensor,
+        z: Tensor,
+    ) -> Told:
+        """Rows end to end: ids [1, tokens], of which those at ``latent_at`` [n, latent_tokens]
+        stand for the latents ``z`` [n, latent]; read at ``last_at`` [n]."""
+        words = base_model(self.language).get_input_embeddings()(input_ids)
+        latents = self.head.embeddings(z).to(words.dtype)
+        given = words[0].index_copy(0, latent_at.flatten(), latents.flatten(0, 1))
+        hidden = hidden_states(self.language, given[None], position_ids, row_ends)
+        told: Told = self.head(hidden[last_at], z)
+        return told

@@ -1,0 +1,219 @@
+"""Edits as the editor reads them: the latent's places first, then the instruction, end to end.
+
+Rows lie flat and nothing is padded, so there is no side to pad on: a row's last token is the last
+of its own tokens, in a batch and alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from headway.data.cad import EditRows, read_edits, read_json_edits
+from headway.data.cad.edits import Readings
+from headway.data.cad.families import FAMILIES, MOST_PARAMETERS, normalised
+from headway.data.cad.reading import Unreadable, read
+from headway.data.order import rows_at
+from headway.engine.task import Microbatch
+from headway.errors import DataError
+
+NAMES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.names))
+"""Every dimension that some family has, in the order of their tables."""
+PLACEHOLDER = 0
+"""The token id that stands where the latent's embedding goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditText:
+    """How an edit is written."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text_format: str
+    latent_tokens: int
+    max_tokens: int
+
+    def ids(self, instructions: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Token ids of each row. Raises DataError for an instruction that is too long.
+
+        What looks like a special token in an instruction is text, never the token.
+        """
+        texts = [self.text_format.replace("{instruction}", text.strip()) for text in instructions]
+        found = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        rows = []
+        for text, ids in zip(texts, found["input_ids"], strict=True):
+            whole = [PLACEHOLDER] * self.latent_tokens + list(ids)
+            if len(whole) > self.max_tokens:
+                raise DataError(
+                    f"{text!r} has {len(whole)} tokens with the latent's, more than "
+                    f"task.max_tokens ({self.max_tokens}): raise it; cutting an instruction would "
+                    "change its meaning"
+                )
+            rows.append(np.array(whole, dtype=np.int32))
+        return rows
+
+
+@dataclass(frozen=True)
+class WrittenEdits:
+    """Edits of one split, tokenised."""
+
+    edits: EditRows
+    text: EditText
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    @cached_property
+    def ids(self) -> list[NDArray[np.int32]]:
+        """Token ids of each row."""
+        return self.text.ids(self.edits.instructions)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """[n] tokens of each row."""
+        return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    @cached_property
+    def amounts(self) -> NDArray[np.float32]:
+        """[n, NAMES]: the labelled change of each dimension, in mm."""
+        return amounts_of(self.edits.changes)
+
+    @cached_property
+    def targets(self) -> NDArray[np.float32]:
+        """[n, MOST_PARAMETERS]: dimensions after the edit as shares of their ranges; NaN where the
+        data does not say the part."""
+        found = np.full((len(self.edits), MOST_PARAMETERS), np.nan, dtype=np.float32)
+        for row in range(len(self.edits)):
+            family = self.edits.family_of(row)
+            if family:
+                changes = self.edits.changes[row]
+                n = len(family.parameters)
+                after = [
+                    value + changes.get(name, 0.0)
+                    for name, value in zip(family.names, self.edits.values[row, :n], strict=True)
+                ]
+                found[row] = normalised(family, np.array([after]))[0]
+        return found
+
+    @cached_property
+    def parsed(self) -> NDArray[np.float32]:
+        """[n, NAMES]: what a reader without a model finds in the texts, in mm; 0 where nothing."""
+        found = []
+        for row, text in enumerate(self.edits.instructions):
+            family = self.edits.family_of(row) or FAMILIES[0]
+            values = dict(zip(family.names, self.edits.values[row].tolist(), strict=False))
+            try:
+                found.append(read(text, family, values))
+            except Unreadable:
+                found.append({})
+        return amounts_of(found)
+
+    @property
+    def sha256(self) -> str:
+        """Names the content: ids, latents and changes of every row."""
+        digest = hashlib.sha256()
+        for ids in self.ids:
+            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        for part in (self.edits.z_src, self.edits.z_tgt, self.amounts):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+    def microbatch(self, rows: Sequence[int]) -> Microbatch:
+        """Rows end to end, one loss unit each.
+
+        Inputs: ``input_ids``, ``position_ids`` [1, tokens], ``row_ends``, ``latent_at``
+        [n, latent_tokens], ``last_at`` [n], ``z`` and ``delta`` [n, latent], ``amounts`` [n, NAMES]
+        in mm, ``direction`` [n] (1, 0, or 0.5: neither), ``family`` [n] (-1: not said), ``targets``
+        [n, MOST_PARAMETERS], ``number`` [n].
+        """
+        at = np.asarray(rows, dtype=np.int64)
+        parts = [self.ids[row] for row in rows]
+        lengths = [len(part) for part in parts]
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        amounts = self.amounts[at]
+        edits = self.edits
+        tensors: dict[str, Any] = {
+            "input_ids": np.concatenate(parts)[None].astype(np.int64),
+            "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
+            "latent_at": starts[:, None] + np.arange(self.text.latent_tokens),
+            "last_at": ends - 1,
+            "z": edits.z_src[at],
+            "delta": edits.z_tgt[at] - edits.z_src[at],
+            "amounts": amounts,
+            "direction": directions(amounts),
+            "family": edits.family[at],
+            "targets": self.targets[at],
+            "number": at,
+        }
+        return Microbatch(
+            inputs={
+                **{name: torch.from_numpy(value) for name, value in tensors.items()},
+                "row_ends": ends.tolist(),
+            },
+            rows=tuple(int(row) for row in rows),
+            weights=(1.0,) * len(rows),
+            tokens=sum(lengths),
+        )
+
+
+def amounts_of(changes: Sequence[Mapping[str, float]]) -> NDArray[np.float32]:
+    """[n, NAMES] in mm. Raises DataError for a dimension that no family has."""
+    found = np.zeros((len(changes), len(NAMES)), dtype=np.float32)
+    for row, named in enumerate(changes):
+        for name, change in named.items():
+            if name not in NAMES:
+                raise DataError(
+                    f"an edit changes {name!r}, which no family has; they have {', '.join(NAMES)}"
+                )
+            found[row, NAMES.index(name)] = change
+    return found
+
+
+def directions(amounts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n]: 1 where every change is to more, 0 to less, 0.5 where there is none, or both."""
+    more, less = (amounts > 0).any(1), (amounts < 0).any(1)
+    return np.where(more == less, 0.5, np.where(more, 1.0, 0.0)).astype(np.float32)
+
+
+# ------------------------------------------------------------------ reading files
+
+
+def load_edits(place: str, max_unreadable: float) -> tuple[EditRows, str]:
+    """(edits, hash of their files) of a folder of `headway data cad-edits`, or of a JSON file.
+
+    Raises DataError where more labels than the share ``max_unreadable`` cannot be read from their
+    texts to within 1 mm (published data rounds its numbers to whole mm), and the part is known, or
+    the text gives a number.
+    """
+    path = Path(place)
+    edits, sha256 = read_json_edits(path) if path.is_file() else read_edits(path)
+    readings = Readings()
+    for row in range(len(edits)):
+        readings.look(_edit(edits, row), tolerance_mm=1.0)
+    readings.refuse_beyond(max_unreadable)
+    return edits, sha256
+
+
+def _edit(edits: EditRows, row: int) -> Any:
+    """A row as ``Readings`` looks at it; where no part is said, it is a bracket of unknown size."""
+    from headway.data.cad.edits import Edit
+
+    family = edits.family_of(row) or FAMILIES[0]
+    values = tuple(edits.values[row, : len(family.parameters)].tolist())
+    return Edit(row, family, values, dict(edits.changes[row]), edits.instructions[row], "single")
+
+
+def split_off(rows: int, share: float, split: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training rows, held-out rows), both sorted: ``split`` numbers the ways to draw them."""
+    held = max(1, round(rows * share))
+    order = rows_at(split, np.arange(rows), rows, stream=-3)
+    return np.sort(order[held:]), np.sort(order[:held])

@@ -1,0 +1,188 @@
+"""A trained editor in use: a part and a sentence become the part that was asked for.
+
+What the edited latent says need not be a part: the nearest one is taken, and it is said what was
+moved for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headway.data.cad import Graphs, nearest_valid, one_part
+from headway.data.cad.families import FAMILIES, Family, Values
+from headway.engine.precision import autocast
+from headway.errors import ConfigError, DataError
+from headway.recipes import graph_use
+from headway.recipes.editor_files import change_of
+from headway.recipes.graph_use import Part, latents, read_latents
+
+if TYPE_CHECKING:
+    from headway.recipes.latent_editor import LatentEditorTask
+
+KEYS = ("instruction", "part", "family", "parameters", "z_src", "out")
+MOVED_MM = 0.05
+"""A dimension that was moved by less to make the part valid is not worth a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody wants changed."""
+
+    instruction: str
+    graphs: Graphs | None
+    """The part's graph; None where its latent was given."""
+    part: Part | None
+    """Its dimensions, where they were given; a STEP file has none."""
+    z_src: tuple[float, ...] | None
+    out: Path | None
+
+
+def asked(request: Mapping[str, Any]) -> Request:
+    """Raise ConfigError for what ``predict`` does not take."""
+    unknown = [str(key) for key in request if key not in KEYS]
+    if unknown:
+        raise ConfigError(
+            f"predict: an edit takes no {' and no '.join(unknown)} (it takes {', '.join(KEYS)})"
+        )
+    instruction = request.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ConfigError("predict needs instruction: what should change, as a sentence")
+    given = [key for key in ("part", "family", "z_src") if request.get(key) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            "predict needs one of part (a STEP or JSON file), family with parameters, and z_src; "
+            f"found {' and '.join(given) or 'none'}"
+        )
+    out = Path(str(request["out"])) if request.get("out") else None
+    if given == ["z_src"]:
+        z = request["z_src"]
+        if not isinstance(z, list | tuple) or not all(isinstance(v, int | float) for v in z):
+            raise ConfigError("predict: z_src must be a list of numbers")
+        return Request(instruction, None, None, tuple(map(float, z)), out)
+    part, graphs = _part(request)
+    return Request(instruction, graphs, part, None, out)
+
+
+def _part(request: Mapping[str, Any]) -> tuple[Part | None, Graphs]:
+    """The part's dimensions, where they are known, and its graph."""
+    if request.get("part") is None:
+        named = graph_use.asked({k: request[k] for k in ("family", "parameters") if k in request})
+        return named, one_part(named.family, named.values)
+    file = Path(str(request["part"]))
+    if file.suffix.lower() in (".step", ".stp"):
+        from headway.data.cad.kernel import graph_of_step
+
+        return None, graph_of_step(file)
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--part {file}: not readable as JSON or STEP: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--part {file}: an object with family and parameters was expected")
+    named = graph_use.asked({k: tree[k] for k in ("family", "parameters") if k in tree})
+    return named, one_part(named.family, named.values)
+
+
+@torch.no_grad()
+def edited(task: LatentEditorTask, request: Request) -> dict[str, Any]:
+    """The changed latent, and the part that it is read as, made valid; written to ``out``."""
+    z = _latent(task, request)
+    device = next(task.model.parameters()).device
+    at = torch.tensor(np.asarray(z), dtype=torch.float32, device=device)[None]
+    with autocast(task.context.precision, device):
+        delta = change_of(task.model, task.text, [request.instruction], at)
+    after = (at + delta).float().cpu().numpy()
+    found: dict[str, Any] = {
+        "z_src": list(z),
+        "z_tgt": after[0].tolist(),
+        "delta_z": delta[0].float().tolist(),
+    }
+    if task.vae is None:
+        norm = float(np.square(found["delta_z"]).sum() ** 0.5)
+        text = f"the latent changes by {norm:.4f} (no autoencoder: it is read as no part)"
+        return {**found, "text": text}
+    family, before, now, notes = _read(task, request, np.asarray(z, np.float32)[None], after)
+    found |= {
+        "family": family.name,
+        "before": dict(zip(family.names, before.tolist(), strict=True)),
+        "parameters": dict(zip(family.names, now.tolist(), strict=True)),
+        "notes": notes,
+    }
+    if request.out is not None:
+        found["written"] = [str(path) for path in _written(request.out, family, before, now)]
+    return {**found, "text": _told(family, before, now, notes)}
+
+
+def _latent(task: LatentEditorTask, request: Request) -> tuple[float, ...]:
+    if request.z_src is not None:
+        if len(request.z_src) != task.config.latent:
+            raise ConfigError(
+                f"predict: z_src has {len(request.z_src)} numbers, a latent {task.config.latent}"
+            )
+        return request.z_src
+    if task.vae is None:
+        raise ConfigError(
+            "predict: this run has no autoencoder to read a part with; give z_src, or train with "
+            "edits of headway data cad-edits"
+        )
+    assert request.graphs is not None
+    return tuple(latents(task.vae, request.graphs)[0].tolist())
+
+
+def _read(
+    task: LatentEditorTask, request: Request, z: np.ndarray[Any, Any], after: np.ndarray[Any, Any]
+) -> tuple[Family, Values, Values, list[str]]:
+    """(family, dimensions before, dimensions after made valid, what was done for that)."""
+    assert task.vae is not None
+    told, said = read_latents(task.vae, after)
+    family = FAMILIES[told[0]]
+    was, read = read_latents(task.vae, z, told)
+    notes = []
+    if was[0] != told[0]:
+        notes.append(f"the edited latent is read as a {family.name}, not a {FAMILIES[was[0]].name}")
+    before = read[0]
+    if request.part is not None and request.part.family == family:
+        before = np.array(request.part.values)
+    now = nearest_valid(family, said[0])[0]
+    for name, wanted, valid in zip(family.names, said[0], now, strict=True):
+        if abs(wanted - valid) > MOVED_MM:
+            notes.append(f"{name} {wanted:.2f} mm makes no part: {valid:.2f} mm, the nearest, does")
+    return family, before, now, notes
+
+
+def _written(out: Path, family: Family, before: Values, now: Values) -> list[Path]:
+    """STEP through the kernel, JSON without it; a picture of before and after beside either."""
+    from headway.data.cad.picture import draw_before_after
+
+    dimensions = dict(zip(family.names, now.tolist(), strict=True))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() in (".step", ".stp"):
+        from headway.data.cad.kernel import write_step
+
+        write_step(out, family, now.tolist())
+    elif out.suffix.lower() == ".json":
+        tree = {"family": family.name, "parameters": dimensions}
+        out.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+    else:
+        raise ConfigError(f"--out {out}: write .step (extra cad) or .json")
+    picture = out.with_suffix(".png")
+    try:
+        draw_before_after(picture, family, nearest_valid(family, before)[0], now)
+    except DataError:
+        return [out]
+    return [out, picture]
+
+
+def _told(family: Family, before: Values, now: Values, notes: list[str]) -> str:
+    lines = [family.name]
+    for name, was, new in zip(family.names, before, now, strict=True):
+        change = f"  {new - was:+.2f}" if abs(new - was) >= MOVED_MM else ""
+        lines.append(f"  {name:<16} {was:8.2f} -> {new:8.2f} mm{change}")
+    return "\n".join([*lines, *notes])

@@ -1,0 +1,182 @@
+"""What an editor is made of, on disk: language model, head, what it was trained with, and its
+autoencoder.
+
+They travel together. A folder that lacks one of them cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from headway.data.tokenizers import identity
+from headway.engine.evaluate import undisturbed
+from headway.engine.state import safetensors_chunks
+from headway.engine.task import SavedModel
+from headway.errors import CheckpointError
+from headway.models.latent_editor import EditorShape, LatentEditor
+from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
+from headway.recipes.edit_rows import NAMES, EditText
+from headway.recipes.export import export_model
+from headway.recipes.graph_use import SHAPE_FILE, shape_file
+from headway.recipes.text import TextTask
+
+if TYPE_CHECKING:
+    from headway.recipes.latent_editor import LatentEditorTask
+
+HEAD_FILE, MEANING_FILE, VAE_FILE = "editor.safetensors", "editor.json", "vae.safetensors"
+PROBE = "make it 12 mm longer"
+
+
+def saved_editor(task: LatentEditorTask) -> SavedModel:
+    """``model/`` of a checkpoint: what PEFT or transformers read; head and autoencoder beside."""
+    language = saved_model(task.model.language, task.text.tokenizer, task.config.base_model)
+    tensors = {**language.tensors, HEAD_FILE: task.model.head.state_dict()}
+    files = {**language.files, MEANING_FILE: meaning(task)}
+    if task.vae is not None:
+        tensors[VAE_FILE] = task.vae.state_dict()
+        files[SHAPE_FILE] = shape_file(task.vae.shape)[SHAPE_FILE]
+    return SavedModel(tensors=tensors, files=files)
+
+
+def meaning(task: LatentEditorTask) -> bytes:
+    """How the head is built, what is written before it, and whose latents it changes."""
+    tree = {
+        "editor": task.config.editor.model_dump(),
+        "latent": task.config.latent,
+        "names": list(NAMES),
+        "text_format": task.text.text_format,
+        "max_tokens": task.text.max_tokens,
+        "vae_sha256": task.vae_sha256,
+        "tokenizer": identity(task.text.tokenizer),
+    }
+    return json.dumps(tree, indent=2).encode()
+
+
+def export_editor(task: LatentEditorTask, base: Any, to: Path, format: str) -> Mapping[str, Any]:
+    """Write the language model as ``export_model`` does, the rest beside it, and load it all."""
+    language = TextTask(
+        model=task.model.language,
+        tokenizer=task.text.tokenizer,
+        context=task.context,
+        base_model=task.config.base_model,
+    )
+    found = dict(export_model(language, base, to, format))
+    saved = saved_editor(task)
+    for name in (HEAD_FILE, VAE_FILE):
+        if name in saved.tensors:
+            parts = {key: value.detach().cpu() for key, value in saved.tensors[name].items()}
+            with (to / name).open("wb") as file:
+                file.writelines(safetensors_chunks(parts))
+    for name in (MEANING_FILE, SHAPE_FILE):
+        if name in saved.files:
+            (to / name).write_bytes(saved.files[name])
+    if format == "merged":
+        task.text.tokenizer.save_pretrained(to)
+    again, text = with_head(to, _whole(to) if base is None or format == "merged" else base)
+    if replace(text, tokenizer=task.text.tokenizer) != task.text:
+        raise CheckpointError(f"{to / MEANING_FILE} was read back as something else")
+    kept = task.model.head.state_dict()
+    for name, tensor in again.head.state_dict().items():
+        if not torch.equal(tensor.cpu(), kept[name].detach().cpu()):
+            raise CheckpointError(f"{to}: {name} of the head was read back with other values")
+    if task.config.tuning.kind == "qlora":
+        return found | {"deltas": "not compared: the base is not in four bits there"}
+    return found | same_deltas(task, again, to)
+
+
+def same_deltas(task: LatentEditorTask, again: LatentEditor, to: Path) -> dict[str, Any]:
+    """The largest difference of one edit's change; CheckpointError if rounding is not why."""
+    device = next(task.model.parameters()).device
+    z = torch.linspace(-1, 1, task.config.latent, device=device)[None]
+    deltas = []
+    for editor in (task.model, again.to(device)):
+        with undisturbed(editor, device):
+            deltas.append(change_of(editor, task.text, [PROBE], z))
+    scale = task.model.head.delta_scale.max().item()
+    off = float((deltas[0] - deltas[1]).abs().max()) / scale
+    limit = 1e-3 if task.context.precision == "fp32" else 5e-2
+    if not off <= limit:
+        raise CheckpointError(
+            f"{to}: what was read back changes a latent differently (off by {off:.2g} of a usual "
+            "change); do not use it"
+        )
+    return {"largest_delta_difference": off}
+
+
+@torch.no_grad()
+def change_of(
+    editor: LatentEditor, text: EditText, instructions: list[str], z: torch.Tensor
+) -> torch.Tensor:
+    """[n, latent] changes of latents [n, latent] by instructions, one row at a time."""
+    found = []
+    for row, ids in enumerate(text.ids(instructions)):
+        there = torch.from_numpy(ids.astype("int64")).to(z.device)[None]
+        tokens = there.shape[1]
+        places = torch.arange(text.latent_tokens, device=z.device)[None]
+        positions = torch.arange(tokens, device=z.device)[None]
+        last = torch.tensor([tokens - 1], device=z.device)
+        told = editor(there, positions, [tokens], places, last, z[row : row + 1])
+        found.append(told.delta)
+    return torch.cat(found)
+
+
+def load_editor(folder: Path, *, base: Any = None) -> tuple[LatentEditor, EditText]:
+    """An exported editor, ready to use; see ``change_of``.
+
+    ``base``: the untouched base model, for an ``adapter`` export. Raises CheckpointError where a
+    part is missing or does not fit.
+    """
+    weights = MODEL_FILE if base is None else ADAPTER_FILE
+    missing = [n for n in (weights, HEAD_FILE, MEANING_FILE) if not (folder / n).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {', '.join(missing)} missing: weights, head and its meaning only work "
+            "together; export the run again"
+        )
+    try:
+        language = _whole(folder) if base is None else PeftModel.from_pretrained(base, folder)
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / weights}: does not fit: {error}") from error
+    editor, text = with_head(folder, language)
+    return editor.eval(), text
+
+
+def _whole(folder: Path) -> nn.Module:
+    """The model in ``folder``; ValueError where a tensor is missing: it would be made up."""
+    language, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
+    if wrong:
+        raise ValueError(f"tensors {wrong}")
+    loaded: nn.Module = language
+    return loaded
+
+
+def with_head(folder: Path, language: nn.Module) -> tuple[LatentEditor, EditText]:
+    """The language model with the head in ``folder``; CheckpointError where it does not fit."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        means = json.loads((folder / MEANING_FILE).read_text(encoding="utf-8"))
+        shape = EditorShape.model_validate(means["editor"])
+        text = EditText(
+            tokenizer, means["text_format"], shape.latent_tokens, int(means["max_tokens"])
+        )
+        if means["names"] != list(NAMES) or means["tokenizer"] != identity(tokenizer):
+            raise ValueError("other dimensions, or another tokenizer, than it was trained with")
+        editor = LatentEditor(language, int(means["latent"]), len(NAMES), shape)
+        editor.head.load_state_dict(load_file(folder / HEAD_FILE), strict=True)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the editor's head does not fit: {error}") from error
+    return editor, text
