@@ -82,6 +82,11 @@ def regression_full(folder: Path) -> dict[str, Any]:
     return {**regression(folder), "tuning": {"kind": "full"}, "read_at": "last", "loss": "mse"}
 
 
+def regression_surprise(folder: Path) -> dict[str, Any]:
+    given = {**regression(folder), "lm_weight": 0.1}
+    return {**given, "head": {"hidden": [16], "surprise": True}}
+
+
 def toy(folder: Path) -> dict[str, Any]:
     return {}
 
@@ -94,6 +99,7 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "regression-lora": ("regression", regression, "adapter"),
     "regression-merged": ("regression", regression, "merged"),
     "regression-full": ("regression", regression_full, "full"),
+    "regression-surprise": ("regression", regression_surprise, "merged"),
     "toy": ("toy", toy, "weights"),
 }
 """Name -> (recipe, its task section, an export format)."""
