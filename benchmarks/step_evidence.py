@@ -111,6 +111,7 @@ def asked(task: RegressionTask, chains: Sequence[Chain]) -> Iterator[dict[str, N
         ]
         yield {
             "hidden": torch.stack(hidden).half().numpy(),
+            "before": last[places - 1].half().numpy(),
             "ids": wanted.numpy().astype(np.int32),
             "surprise": losses.numpy(),
             "step": np.repeat(np.arange(len(spans)), [b - a for a, b in spans]),
@@ -206,6 +207,73 @@ def predicted(train: Any, wanted: Any, held: Any, width: int) -> NDArray[np.floa
     return total
 
 
+class Looking(torch.nn.Module):
+    """A head over fixed features and the surprise at tokens that it learns to look at."""
+
+    def __init__(self, fixed: int, width: int, looks: int) -> None:
+        super().__init__()
+        self.query = torch.nn.Linear(width, looks)
+        torch.nn.init.zeros_(self.query.weight)
+        self.head = torch.nn.Sequential(
+            torch.nn.Dropout(0.3 if fixed > 100 else 0.0),
+            torch.nn.Linear(fixed + 2 * looks, WIDTH), torch.nn.GELU(), torch.nn.Linear(WIDTH, 1),
+        )  # fmt: skip
+
+    def forward(self, fixed: Any, before: Any, nats: Any, step: Any, chain: Any) -> Any:
+        share = self.query(before).exp()
+        zeros = fixed.new_zeros(len(fixed), share.shape[1])
+        total = zeros.index_add(0, step, share)
+        own = (zeros.index_add(0, step, share * nats[:, None]) / (total + 1e-9)).log1p()
+        same = (chain[:, None] == chain[None]) & (
+            torch.arange(len(fixed))[:, None] >= torch.arange(len(fixed))[None]
+        )
+        so_far = torch.where(same[:, :, None], own[None], 0.0).amax(1)
+        return self.head(torch.cat([fixed, own, so_far], 1))[:, 0]
+
+
+def looked(file: Any, fixed: Any, looks: int) -> NDArray[np.float64]:
+    """Held-out scores of heads that learn where to look, by chains."""
+    held = file["held"] == 1
+    mean, spread = fixed[~held].mean(0), fixed[~held].std(0) + 1e-6
+    given = torch.tensor((fixed - mean) / spread, dtype=torch.float32)
+    before = torch.tensor(file["before"].astype(np.float32))
+    before = before / before.std()
+    nats, step = torch.tensor(file["surprise"]).float(), file["step"]
+    chain, right = file["chain"], torch.tensor(file["right"], dtype=torch.float32)
+
+    def batch(chains: Any) -> tuple[Any, ...]:
+        rows = np.flatnonzero(np.isin(chain, chains))
+        tokens = np.flatnonzero(np.isin(step, rows))
+        inside = torch.tensor(np.searchsorted(rows, step[tokens]))
+        return (
+            given[rows], before[tokens], nats[tokens], inside, torch.tensor(chain[rows]),
+        ), rows  # fmt: skip
+
+    total = np.zeros(int(held.sum()))
+    train_on = np.unique(chain[~held])
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        random_order = np.random.default_rng(seed)
+        model = Looking(given.shape[1], before.shape[1], looks)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+        for _ in range(EPOCHS // 2):
+            order = random_order.permutation(train_on)
+            for start in range(0, len(order), 16):
+                inputs, rows = batch(order[start : start + 16])
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                    model(*inputs), right[rows]
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            inputs, rows = batch(np.unique(chain[held]))
+            assert (rows == np.flatnonzero(held)).all()
+            total += model(*inputs).sigmoid().numpy() / SEEDS
+    return total
+
+
 def line(name: str, score: NDArray[np.float64], file: Any, at: NDArray[np.bool_]) -> str:
     """R² and the AUCs of a score of rightness."""
     right, kind = file["right"][at], file["kind"][at]
@@ -266,6 +334,15 @@ def _fitted(name: str, file: Any, files: Any, evidence: Any) -> None:
         both = np.concatenate([parts["mark@end"], values], 1)
         score = predicted(both[~held], right[~held], both[held], WIDTH)
         print(line(f"{name} mark@end + {title}", score, file, held), flush=True)
+    for looks in (1, 4):
+        fixed = np.stack(list(evidence[name].values()), 1)[:, :0]
+        digits = next(iter(sets.values()))
+        for title, values in (
+            ("", fixed), (" + digits", digits), (" + mark@end", parts["mark@end"]),
+            (" + mark@end + digits", np.concatenate([parts["mark@end"], digits], 1)),
+        ):  # fmt: skip
+            score = looked(file, values, looks)
+            print(line(f"{name} {looks} looks{title}", score, file, held), flush=True)
     both = np.concatenate([parts["mark@end"], parts["mean@end"], parts["mark@20"]], 1)
     score = predicted(both[~held], right[~held], both[held], WIDTH)
     print(line(f"{name} mark, mean, mark@20", score, file, held), flush=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from headway.models.backbone import Backbone
+from headway.models.backbone import Backbone, own_layer
 from headway.models.lm_loss import lm_row_sums
 
 EVIDENCE = 8
@@ -85,14 +85,11 @@ def surprise(
 
 
 def frozen(parts: Backbone) -> Backbone:
-    """The same with the output head's own weights, adapters left away, and no gradient for them.
+    """The same with the output head's own weights and no gradient for them.
 
-    PEFT makes a new table at each look at one of which a row trains: 113 MB for SmolLM2-135M. That
-    row is the special token's, which has no part here.
+    The row that trains in another mode than ``full`` is the special token's: it has no part here.
     """
-    head: Any = parts.head
-    head = getattr(head, "token_adapter", head)
-    head = getattr(head, "base_layer", head)
+    head = own_layer(parts.head)
     bias = getattr(head, "bias", None)
     weights = {"weight": head.weight.detach(), "bias": None if bias is None else bias.detach()}
     return replace(parts, head=SimpleNamespace(**weights))
