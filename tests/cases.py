@@ -168,6 +168,11 @@ def latent_editor_full(folder: Path) -> dict[str, Any]:
     return {**task, "weights": {"dimensions": 1.0}}
 
 
+def regression_surprise(folder: Path) -> dict[str, Any]:
+    given = {**regression(folder), "lm_weight": 0.1}
+    return {**given, "head": {"hidden": [16], "surprise": True}}
+
+
 def toy(folder: Path) -> dict[str, Any]:
     return {}
 
@@ -187,6 +192,7 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "latent_editor-lora": ("latent_editor", latent_editor, "adapter"),
     "latent_editor-merged": ("latent_editor", latent_editor, "merged"),
     "latent_editor-full": ("latent_editor", latent_editor_full, "full"),
+    "regression-surprise": ("regression", regression_surprise, "merged"),
     "toy": ("toy", toy, "weights"),
 }
 """Name -> (recipe, its task section, an export format)."""

@@ -51,6 +51,7 @@ def way_of(config: RunConfig, rows=ROWS, kind="cpu", recompute=False, **more: An
         ("pretrain", "fp32"),
         ("regression-lora", "fp32"),
         ("regression-full", "bf16"),
+        ("regression-surprise", "bf16"),
     ],
 )
 def test_the_traced_peak_is_what_the_allocator_of_a_real_step_saw(tmp_path, case, precision):

@@ -247,13 +247,15 @@ def score_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tenso
     program = (
         "import json, torch; from pathlib import Path\n"
         "from transformers import AutoModelForCausalLM\n"
+        "from headway.models.score import read_of\n"
+        "from headway.models.surprise import StepTokens\n"
         "from headway.recipes.chain_rows import ChainRows\n"
         "from headway.recipes.chain_view import asked\n"
         "from headway.recipes.score_export import load_scorer\n"
         f"scorer, text = load_scorer(Path('{to}'), base={base})\n"
         f"from dataclasses import replace; chain = replace(asked({asked}), targets=(0.0, 0.0))\n"
         "x = ChainRows([chain], text).microbatch([0]).inputs\n"
-        "out = scorer(x['input_ids'], x['position_ids'], x['row_ends'], x['at'])\n"
+        "out = scorer(*read_of(x), steps=StepTokens.of(x))\n"
         "print(json.dumps(out.sigmoid().tolist()))"
     )
     return program, torch.tensor(trained.predict(asked)["scores"])

@@ -58,6 +58,7 @@ FEW = settings(
 READ_AT = {
     "token": {"tuning": LORA, "read_at": "token"},
     "last": {"tuning": FULL, "read_at": "last"},
+    "surprise": {"tuning": LORA, "head": {"hidden": [16], "surprise": True}},
 }
 
 
@@ -159,7 +160,7 @@ def ids_seen(task: RegressionTask) -> Iterator[list[list[int]]]:
     seen: list[list[int]] = []
 
     def note(module: Any, inputs: Any) -> None:
-        ids, _, ends, _ = inputs
+        ids, _, ends, *_ = inputs
         seen.extend(ids[0, a:b].tolist() for a, b in zip([0, *ends[:-1]], ends, strict=True))
 
     hook = task.model.register_forward_pre_hook(note)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 import fake_run
-from headway.cli.status import status
 from headway.cli.predict import shown
+from headway.cli.status import status
 from headway.errors import ConfigError
 from headway.report.glance import HEAD_BYTES, TAIL_BYTES, head_and_tail, tail_events
 from headway.report.summary import summarise

@@ -20,6 +20,9 @@ from headway.models.backbone import Backbone, shape_logits
 CHUNK_BYTES = 24 * 2**20
 """Of one fp32 chunk of logits on CPU; a GPU gets four times that."""
 
+NO_LOGIT = -1e4
+"""Of a token that is left out: no probability in any precision, and finite when squared."""
+
 
 def lm_row_sums(
     hidden: Tensor,
@@ -30,6 +33,7 @@ def lm_row_sums(
     rows: int,
     *,
     chunk_tokens: int | None = None,
+    without: int | None = None,
 ) -> dict[str, Tensor]:
     """Sum of -log p(target) in nats over the supervised tokens of each row: ``{"loss": [rows]}``.
 
@@ -37,7 +41,7 @@ def lm_row_sums(
     once: hidden[positions[i]] predicts token ``targets[i]`` of row ``row_of_target[i]``.
     Differentiable in ``hidden`` and, when it trains, the head. While the head trains, the gradient
     that arrives must be the same for all rows, as in ``(sums.sum() / weight).backward()``; else
-    RuntimeError.
+    RuntimeError. ``without``: a token that has no part in the softmax, and is no target.
     """
     weight, bias = parts.head.weight, getattr(parts.head, "bias", None)
     if chunk_tokens is None:
@@ -47,6 +51,7 @@ def lm_row_sums(
         "scale": parts.scale,
         "softcap": parts.softcap,
         "chunk": chunk_tokens,
+        "without": without,
         "dtype": _matmul_dtype(hidden, weight),
     }
     sums = _RowSums.apply(hidden, weight, bias, positions, targets, row_of_target, rows, options)
@@ -147,6 +152,8 @@ def _cross_entropy(
     """
     scale, softcap = options["scale"], options["softcap"]
     logits = shape_logits(raw.float(), scale, softcap) if softcap or scale != 1.0 else raw
+    if options.get("without") is not None:
+        logits[:, options["without"]] = NO_LOGIT
     index = wanted.unsqueeze(1)
     top, top_at = logits.max(dim=1, keepdim=True)
     probabilities = torch.softmax(logits, dim=1, dtype=torch.float32)

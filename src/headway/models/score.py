@@ -2,13 +2,14 @@
 
 The head is an MLP in fp32 whatever the model computes in. It ends in a sigmoid, and its last layer
 begins at zero with the training labels' mean as its bias: at step 0 the model answers that mean.
+It may also be given how surprised the model is by each step (``surprise``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from headway.errors import ConfigError
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone, base_model
+from headway.models.surprise import EVIDENCE, Alphabet, StepTokens, evidence, surprise
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -35,14 +37,20 @@ class HeadShape(BaseModel):
     """Between the layers."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """After each activation."""
+    surprise: bool = False
+    """Also give the head the model's surprise at the step, -log p of its tokens: mean and highest,
+    of all tokens and of those with a digit, of this step and the highest so far. It costs the
+    output head's product at the tokens of steps."""
 
 
 class ScoreHead(nn.Module):
-    """Hidden state [n, width] -> logit [n]; the sigmoid of it is the score in [0, 1]."""
+    """Hidden state [n, width] and perhaps evidence [n, EVIDENCE] -> logit [n]; the sigmoid of it is
+    the score in [0, 1]."""
 
     def __init__(self, width: int, shape: HeadShape) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        width += EVIDENCE if shape.surprise else 0
         for size in shape.hidden:
             layers += [nn.Linear(width, size), ACTIVATIONS[shape.activation]()]
             layers += [nn.Dropout(shape.dropout)] if shape.dropout else []
@@ -57,35 +65,86 @@ class ScoreHead(nn.Module):
         mean = min(max(mean, 1e-3), 1 - 1e-3)
         nn.init.constant_(self.layers[-1].bias, math.log(mean / (1 - mean)))  # type: ignore[arg-type]
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits [n] in fp32, outside of autocast."""
+    def forward(self, hidden: Tensor, also: Tensor | None = None) -> Tensor:
+        """Logits [n] in fp32, outside of autocast; ``also`` is the evidence."""
         with torch.autocast(hidden.device.type, enabled=False):
-            logits: Tensor = self.layers(hidden.float())[..., 0]
+            read = hidden.float() if also is None else torch.cat([hidden.float(), also.float()], 1)
+            logits: Tensor = self.layers(read)[..., 0]
         return logits
 
 
 class Scorer(nn.Module):
-    """A causal language model, whose output head is never asked, and a score head."""
+    """A causal language model and a score head.
 
-    def __init__(self, language: nn.Module, shape: HeadShape) -> None:
-        """Raises ConfigError where the model has no hidden states to read."""
+    Its output head is asked only for the surprise at the tokens of steps, and does not train.
+    """
+
+    digits: Tensor
+
+    def __init__(
+        self, language: nn.Module, shape: HeadShape, alphabet: Alphabet | None = None
+    ) -> None:
+        """``alphabet``: needed for surprise. Raises ConfigError where the model has no hidden
+        states to read."""
         super().__init__()
         config = base_model(language).config.get_text_config()
         self.language = language
         self.head = ScoreHead(config.hidden_size, shape)
-        self.head.to(next(language.parameters()).device)
+        device = next(language.parameters()).device
+        self.head.to(device)
+        self.surprise = shape.surprise
+        self.mark = alphabet.mark if alphabet else None
+        if alphabet:
+            self.register_buffer("digits", alphabet.digits.to(device), persistent=False)
         read = {id(p) for p in base_model(language).get_input_embeddings().parameters()}
         for parameter in backbone(language).head.parameters():
             if id(parameter) not in read:  # tied weights, and a new token's row, are read too
                 parameter.requires_grad_(False)  # the rest has no part in the loss
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, row_ends: Sequence[int], at: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        row_ends: Sequence[int],
+        at: Tensor,
+        steps: StepTokens | None = None,
     ) -> Tensor:
-        """Logits [n] at the places ``at`` [n] of a flat microbatch [1, tokens]."""
+        """Logits [n] at the places ``at`` [n] of a flat microbatch [1, tokens].
+
+        ``steps`` must be there where the head is given the surprise, else it has no effect.
+        """
+        return self.read(input_ids, position_ids, row_ends, at, steps, teach=False)[0]
+
+    def read(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        row_ends: Sequence[int],
+        at: Tensor,
+        steps: StepTokens | None,
+        *,
+        teach: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What ``forward`` returns, and the surprise [m] at the steps' tokens, where it was read.
+
+        The head sees its value only; ``teach``: it is read in any case and can be learned from.
+        """
         hidden = hidden_states(self.language, input_ids, position_ids, row_ends)
-        logits: Tensor = self.head(hidden[at])
-        return logits
+        if not (self.surprise or teach):
+            return self.head(hidden[at]), None
+        if steps is None:
+            raise ValueError("a head that is given the surprise needs to know the steps' tokens")
+        parts = backbone(self.language)
+        found = surprise(hidden if teach else hidden.detach(), parts, input_ids, steps, self.mark)
+        if not self.surprise:
+            return self.head(hidden[at]), found
+        digit = self.digits[input_ids[0, steps.at]]
+        return self.head(hidden[at], evidence(found.detach(), digit, steps)), found
+
+
+def read_of(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Sequence[int], Tensor]:
+    """What a scorer reads of a microbatch's inputs, beside the steps' tokens."""
+    return inputs["input_ids"], inputs["position_ids"], inputs["row_ends"], inputs["at"]
 
 
 LossName = Literal["mse", "huber", "bce"]

@@ -80,9 +80,12 @@ class ChainText:
     ) -> ChainRow:
         written = [step + mark + newline for step in steps]
         first = self._first_that_fits(len(prompt), written, chain)
-        ids, at, targets, places = prompt, [], [], []
+        ids, at, targets, places, spans = prompt, [], [], [], []
         lost = 0
         for place in range(first, len(steps)):
+            # What nothing stands before is not predicted.
+            span = (max(1, len(ids)), len(ids) + len(steps[place]))
+            spans.append([min(edge, self.max_tokens) for edge in span])
             ids = ids + written[place]
             target = chain.targets[place]
             if target is None:
@@ -99,6 +102,7 @@ class ChainText:
             at=np.array(at, dtype=np.int64),
             targets=np.array(targets, dtype=np.float32),
             steps=np.array(places, dtype=np.int64),
+            spans=np.array(spans[: places[-1] - first + 1] if places else [], dtype=np.int64),
             lost=lost,
             dropped=first,
         )
@@ -134,6 +138,9 @@ class ChainRow:
     """[n] in [0, 1]."""
     steps: NDArray[np.int64]
     """[n] which step of the chain each is."""
+    spans: NDArray[np.int64]
+    """[steps, 2] first token and end of each up to the last that is read, labelled or not. The
+    first of them is step ``dropped`` of the chain."""
     lost: int
     """Labelled steps that did not fit."""
     dropped: int
@@ -243,7 +250,7 @@ class ChainRows:
 
         Inputs: ``input_ids``, ``position_ids`` [1, tokens], ``row_ends``, ``at`` [n] (where scores
         are read), ``targets`` [n] in [0, 1], ``row_of_target`` [n], ``rows``, and ``units`` [n, 2]:
-        the number of the row, and of the step in its chain.
+        the number of the row, and of the step in its chain; and what ``StepTokens.of`` reads.
         """
         parts = [self.rows[row] for row in rows]
         lengths = [len(part.ids) for part in parts]
@@ -266,6 +273,7 @@ class ChainRows:
         return Microbatch(
             inputs={
                 **{name: torch.from_numpy(value) for name, value in tensors.items()},
+                **step_tokens(parts, starts.tolist()),
                 "row_ends": ends.tolist(),
                 "rows": len(rows),
             },
@@ -273,6 +281,26 @@ class ChainRows:
             weights=tuple(float(count) for count in counts),
             tokens=sum(lengths),
         )
+
+
+def step_tokens(rows: Sequence[ChainRow], starts: Sequence[int]) -> dict[str, Any]:
+    """The tokens of all steps of rows that begin at ``starts``: see ``models.surprise``."""
+    spans = np.concatenate([row.spans + start for row, start in zip(rows, starts, strict=True)])
+    lengths = np.maximum(0, spans[:, 1] - spans[:, 0])
+    before = np.cumsum(lengths) - lengths
+    firsts = np.cumsum([0, *(len(row.spans) for row in rows[:-1])])
+    tensors = {
+        "step_tokens": np.repeat(spans[:, 0] - before, lengths) + np.arange(lengths.sum()),
+        "step_of_token": np.repeat(np.arange(len(spans)), lengths),
+        "step_of_score": np.concatenate(
+            [first + row.steps - row.dropped for first, row in zip(firsts, rows, strict=True)]
+        ),
+        "first_step": np.repeat(firsts, [len(row.at) for row in rows]),
+    }
+    return {
+        **{name: torch.from_numpy(value) for name, value in tensors.items()},
+        "steps": len(spans),
+    }
 
 
 def full_chains(text: ChainText) -> ChainRows:
@@ -285,6 +313,7 @@ def full_chains(text: ChainText) -> ChainRows:
             at=np.array([tokens - 1]),
             targets=np.zeros(1, dtype=np.float32),
             steps=np.zeros(1, dtype=np.int64),
+            spans=np.array([[1, tokens]]),
             lost=0,
             dropped=0,
         )

@@ -1,4 +1,4 @@
-"""What a person should see of chains before a model is loaded: each as it is read, and all counted.
+"""Chains before a model is loaded: read as rows for a run, shown to a person, and all counted.
 
 The rows are those that training makes (``chain_rows``), so what is shown is what is trained on.
 """
@@ -6,6 +6,7 @@ The rows are those that training makes (``chain_rows``), so what is shown is wha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,47 @@ import numpy as np
 from headway.data.chains import (
     Chain,
     ChainData,
+    ChainReport,
     ChainTally,
+    load_chains,
     read_chains,
     refuse_leaks,
     survey_chains,
 )
+from headway.data.order import Mixture
 from headway.engine.task import RowAsRead, Survey
 from headway.errors import DataError
-from headway.recipes.chain_rows import ChainRow, ChainRows, ChainText
+from headway.recipes.chain_rows import ChainRow, ChainRows, ChainText, as_sampled
+
+
+@dataclass(frozen=True)
+class ReadChains:
+    """Chains as rows, in their order, and what became of them."""
+
+    train: ChainRows
+    held: ChainRows | None
+    test: ChainRows | None
+    mixture: Mixture
+    report: ChainReport
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        held = self.held.lines("held-out", "measured") if self.held else []
+        test = self.test.lines("test", "measured") if self.test else []
+        return [*self.report.lines(), *self.train.lines("train", "trained on"), *held, *test]
+
+
+def as_rows(data: ChainData, text: ChainText, seed: int) -> ReadChains:
+    """Raises DataError where chains cannot be read or nothing can be learned from a source."""
+    splits = load_chains(data, seed=seed, target_range=(text.low, text.high))
+    train = ChainRows(splits.train, text, splits.sizes)
+    held = ChainRows(splits.held_out, text) if splits.held_out else None
+    test = ChainRows(splits.test, text) if splits.test else None
+    refuse_empty(data, train)
+    mixture = Mixture(train.sizes, data.weights, seed)
+    sampled = as_sampled(mixture, splits.report, data.weights)
+    return ReadChains(train, held, test, mixture, replace(splits.report, sampled=sampled))
 
 
 def rows_as_read(data: ChainData, text: ChainText) -> Iterator[RowAsRead]:

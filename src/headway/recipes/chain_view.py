@@ -13,7 +13,8 @@ from headway.data.chains import Chain
 from headway.engine.precision import autocast
 from headway.engine.steps import on_device
 from headway.errors import ConfigError
-from headway.models.score import Scorer
+from headway.models.score import Scorer, read_of
+from headway.models.surprise import StepTokens
 from headway.recipes.chain_rows import ChainRows, ChainText
 from headway.recipes.score_metrics import Scored
 
@@ -162,9 +163,7 @@ def _score(
     for row in range(len(rows)):
         inputs = on_device(rows.microbatch([row]).inputs, device)
         with autocast(precision, device):
-            logits = scorer(
-                inputs["input_ids"], inputs["position_ids"], inputs["row_ends"], inputs["at"]
-            )
+            logits = scorer(*read_of(inputs), steps=StepTokens.of(inputs))
         scores = text.low + (text.high - text.low) * logits.sigmoid()
         for (_, step), score in zip(inputs["units"].tolist(), scores.tolist(), strict=True):
             found[numbers[rows.chain_of[row]]][step] = score

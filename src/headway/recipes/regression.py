@@ -19,8 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from headway.config import CLOSED
-from headway.data.chains import Chain, ChainData, ChainReport, load_chains
-from headway.data.order import Mixture
+from headway.data.chains import Chain, ChainData
 from headway.engine.task import (
     BuildContext,
     Inputs,
@@ -31,12 +30,14 @@ from headway.engine.task import (
     Survey,
 )
 from headway.models.attention import recompute
+from headway.models.backbone import backbone
 from headway.models.hub import load_tokenizer
-from headway.models.score import HeadShape, LossName, Scorer, score_loss
+from headway.models.score import HeadShape, LossName, Scorer, read_of, score_loss
+from headway.models.surprise import StepTokens, alphabet_of, means_of_steps, output_width
 from headway.models.tuning import Lora, Tuning
 from headway.recipes import chain_survey
 from headway.recipes.batching import Order, drawn, groups, longest_rows, part_of, rows_of_step
-from headway.recipes.chain_rows import ChainRows, ChainText, as_sampled, full_chains
+from headway.recipes.chain_rows import ChainRows, ChainText, full_chains
 from headway.recipes.chain_view import (
     answered,
     asked,
@@ -74,6 +75,10 @@ class RegressionConfig(BaseModel):
     """`mse`, `huber`, or `bce`: cross-entropy against the target as a soft label."""
     huber_delta: float = Field(default=0.1, gt=0)
     """`huber` only: errors above this, as a share of the range, count linearly."""
+    lm_weight: float = Field(default=0.0, ge=0)
+    """Also learn to write what is right: so much of the mean surprise at a step's tokens, in nats,
+    times its label as a share of the range, is added to its loss while training (Cobbe et al.
+    2021, arXiv:2110.14168, section 4.2). It keeps the surprise that the head may be given true."""
     target_range: tuple[float, float] = Field(default=(0.0, 1.0), strict=False)
     """Lowest and highest number there can be. A target outside of it is an error."""
     max_tokens: int = Field(default=1024, ge=8)
@@ -118,6 +123,11 @@ class RegressionConfig(BaseModel):
         if self.read_at != "token" and self.token != fields["token"].default:
             raise ValueError(f"token has no effect with read_at {self.read_at}; leave it out")
         return self
+
+    @property
+    def makes_logits(self) -> bool:
+        """Whether the output head is asked."""
+        return self.head.surprise or self.lm_weight > 0
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -187,14 +197,28 @@ class RegressionTask:
             yield source.microbatch(group)
 
     def loss(self, model: Any, inputs: Inputs) -> RowSums:
-        """Sums over each row's scores: ``loss``, and ``absolute_error`` in the labels' unit."""
-        return self.observe(model, inputs)[0]
+        """Sums over each row's scores: ``loss``, and ``absolute_error`` in the labels' unit.
+
+        With ``lm_weight`` the loss holds that part too, and ``surprise`` is what it is made of: the
+        mean surprise at each step's tokens times its label.
+        """
+        if not self.config.lm_weight:
+            return self.observe(model, inputs)[0]
+        steps = StepTokens.of(inputs)
+        logits, surprise = model.read(*read_of(inputs), steps, teach=True)
+        sums, _ = self._judged(logits, inputs)
+        written = means_of_steps(surprise, steps) * inputs["targets"]
+        taught = torch.zeros_like(sums["loss"]).index_add(0, inputs["row_of_target"], written)
+        loss = sums["loss"] + self.config.lm_weight * taught
+        return {**sums, "loss": loss, "surprise": taught.detach()}
 
     def observe(self, model: Any, inputs: Inputs) -> tuple[RowSums, Tensor]:
-        """Also [n, 4]: number of the row, step in its chain, predicted, target."""
-        logits = model(
-            inputs["input_ids"], inputs["position_ids"], inputs["row_ends"], inputs["at"]
-        )
+        """Also [n, 4]: number of the row, step in its chain, predicted, target. Of the scores
+        alone, whatever ``lm_weight`` is."""
+        steps = StepTokens.of(inputs) if self.config.head.surprise else None
+        return self._judged(model(*read_of(inputs), steps=steps), inputs)
+
+    def _judged(self, logits: Tensor, inputs: Inputs) -> tuple[RowSums, Tensor]:
         targets = inputs["targets"]
         losses = score_loss(logits, targets, self.config.loss, self.config.huber_delta)
         low, high = self.config.target_range
@@ -219,7 +243,8 @@ class RegressionTask:
 
     def facts(self) -> dict[str, Any]:
         """Counts of parameters and data, and the identities that must not change within a run."""
-        return {**counts(self.model), **self.described}
+        width = output_width(backbone(self.model.language)) if self.config.makes_logits else None
+        return {**counts(self.model), **({"vocabulary": width} if width else {}), **self.described}
 
     def scores(self, chains: Sequence[Chain]) -> list[list[float | None]]:
         """A number for each step of each chain, in the labels' unit; None beyond max_tokens."""
@@ -238,9 +263,11 @@ class RegressionRecipe:
         )
         language, described = load_model(config, context, tokenizer)
         torch.manual_seed(context.seed)
+        text = chain_text(config, tokenizer)
+        alphabet = alphabet_of(tokenizer, text.token) if config.makes_logits else None
         task = RegressionTask(
-            model=Scorer(language, config.head),
-            text=chain_text(config, tokenizer),
+            model=Scorer(language, config.head, alphabet),
+            text=text,
             config=config,
             context=context,
             described=described,
@@ -322,44 +349,14 @@ def look_at_chains(config: RegressionConfig, context: BuildContext) -> Iterator[
     """What preflight finds in the chains."""
     tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
     tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
-    read = read_chains(config, chain_text(config, tokenizer), context)
+    read = chain_survey.as_rows(config.data, chain_text(config, tokenizer), context.seed)
     return chain_findings(read.train, read.report, read.lines)
-
-
-@dataclass(frozen=True)
-class ReadChains:
-    """Chains as rows, in their order, and what became of them."""
-
-    train: ChainRows
-    held: ChainRows | None
-    test: ChainRows | None
-    mixture: Mixture
-    report: ChainReport
-
-    @property
-    def lines(self) -> list[str]:
-        """For the terminal."""
-        held = self.held.lines("held-out", "measured") if self.held else []
-        test = self.test.lines("test", "measured") if self.test else []
-        return [*self.report.lines(), *self.train.lines("train", "trained on"), *held, *test]
-
-
-def read_chains(config: RegressionConfig, text: ChainText, context: BuildContext) -> ReadChains:
-    """Raises DataError where chains cannot be read or nothing can be learned from a source."""
-    splits = load_chains(config.data, seed=context.seed, target_range=config.target_range)
-    train = ChainRows(splits.train, text, splits.sizes)
-    held = ChainRows(splits.held_out, text) if splits.held_out else None
-    test = ChainRows(splits.test, text) if splits.test else None
-    chain_survey.refuse_empty(config.data, train)
-    mixture = Mixture(train.sizes, config.data.weights, context.seed)
-    sampled = as_sampled(mixture, splits.report, config.data.weights)
-    return ReadChains(train, held, test, mixture, replace(splits.report, sampled=sampled))
 
 
 def with_chains(task: RegressionTask) -> RegressionTask:
     """The task with its training and held-out rows; the head starts at the mean label."""
     config, context = task.config, task.context
-    read = read_chains(config, task.text, context)
+    read = chain_survey.as_rows(config.data, task.text, context.seed)
     train, held, test, mixture, report = (
         read.train, read.held, read.test, read.mixture, read.report,
     )  # fmt: skip

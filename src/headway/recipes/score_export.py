@@ -25,6 +25,7 @@ from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
 from headway.models.score import HeadShape, Scorer
+from headway.models.surprise import alphabet_of
 from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
 from headway.recipes.chain_rows import ChainText
 from headway.recipes.chain_view import scores_of
@@ -189,7 +190,8 @@ def with_head(folder: Path, language: nn.Module) -> tuple[Scorer, ChainText]:
             f"{folder}: the tokenizer is not the one that the scorer was trained with; export the "
             "run again"
         )
-    scorer = Scorer(language, shape)
+    alphabet = alphabet_of(tokenizer, text.token) if shape.surprise else None
+    scorer = Scorer(language, shape, alphabet)
     try:
         scorer.head.load_state_dict(load_file(folder / HEAD_FILE), strict=True)
     except (RuntimeError, SafetensorError) as error:

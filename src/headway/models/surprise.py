@@ -1,0 +1,132 @@
+"""How surprised a language model is by the tokens of a step: what its hidden states do not say.
+
+48 + 17 = 75 leaves a hidden state much like that of 48 + 17 = 65, but the model gives the digit 7
+less probability than the digit 6. The surprise at a token is -log p of it, in nats, given all
+before it, by the model as it is now. The special token at which scores are read is left out of the
+softmax: it is no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from headway.models.backbone import Backbone, own_layer
+from headway.models.lm_loss import lm_row_sums
+
+EVIDENCE = 8
+"""Numbers that ``evidence`` gives for each score."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """Which tokens of a flat microbatch belong to which step, and which score to which step."""
+
+    at: Tensor
+    """[m] place of each token; the place before it is in the same row."""
+    step: Tensor
+    """[m] its step, counted through the microbatch."""
+    of_score: Tensor
+    """[n] the step of each score."""
+    first: Tensor
+    """[n] the first step of that score's row."""
+    count: int
+    """Steps in the microbatch."""
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> StepTokens:
+        """From a microbatch's inputs."""
+        return cls(
+            at=inputs["step_tokens"],
+            step=inputs["step_of_token"],
+            of_score=inputs["step_of_score"],
+            first=inputs["first_step"],
+            count=inputs["steps"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """What is to be known of a tokenizer's tokens."""
+
+    digits: Tensor
+    """[tokens] whether each holds a digit."""
+    mark: int | None
+    """The special token, if there is one."""
+
+
+def alphabet_of(tokenizer: PreTrainedTokenizerBase, token: str | None) -> Alphabet:
+    """Of all tokens; ``token`` is where scores are read."""
+    pieces = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
+    mark = None if token is None else int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
+    digits = torch.tensor([any(map(str.isdigit, piece)) for piece in pieces])
+    return Alphabet(digits, mark)
+
+
+def surprise(
+    hidden: Tensor, parts: Backbone, input_ids: Tensor, steps: StepTokens, mark: int | None
+) -> Tensor:
+    """-log p in nats of each token [m] of the steps. Differentiable in ``hidden`` [tokens, width].
+
+    ``input_ids`` [1, tokens]. The output head gets no gradient.
+    """
+    count = len(steps.at)
+    numbers = torch.arange(count, device=hidden.device)
+    found = lm_row_sums(
+        hidden, frozen(parts), steps.at - 1, input_ids[0, steps.at], numbers, count, without=mark
+    )
+    return found["loss"]
+
+
+def frozen(parts: Backbone) -> Backbone:
+    """The same with the output head's own weights and no gradient for them.
+
+    The row that trains in another mode than ``full`` is the special token's: it has no part here.
+    """
+    head = own_layer(parts.head)
+    bias = getattr(head, "bias", None)
+    weights = {"weight": head.weight.detach(), "bias": None if bias is None else bias.detach()}
+    return replace(parts, head=SimpleNamespace(**weights))
+
+
+def evidence(found: Tensor, digit: Tensor, steps: StepTokens) -> Tensor:
+    """[n, EVIDENCE] of the surprise [m] at the tokens, of which ``digit`` [m] hold a digit.
+
+    For the score's own step: mean and highest over its tokens, then over those with a digit; and of
+    each the highest in its row so far: what follows from a wrong step is no surprise any more. Each
+    as log(1 + nats), so about 0 to 2.5; over no token it is 0.
+    """
+    found = found.clamp(min=0)
+    zeros = found.new_zeros(steps.count)
+
+    def pooled(chosen: Tensor) -> list[Tensor]:
+        values = found * chosen
+        total = zeros.index_add(0, steps.step, values)
+        number = zeros.index_add(0, steps.step, chosen)
+        highest = zeros.scatter_reduce(0, steps.step, values, "amax")
+        return [total / number.clamp(min=1), highest]
+
+    own = torch.stack(pooled(torch.ones_like(found)) + pooled(digit.to(found.dtype)), 1).log1p()
+    numbers = torch.arange(steps.count, device=found.device)
+    seen = (numbers >= steps.first[:, None]) & (numbers <= steps.of_score[:, None])
+    so_far = torch.where(seen[:, :, None], own, 0.0).amax(1)
+    return torch.cat([own[steps.of_score], so_far], 1)
+
+
+def means_of_steps(found: Tensor, steps: StepTokens) -> Tensor:
+    """[n] mean surprise at the tokens of each score's step; 0 over no token. Differentiable."""
+    zeros = found.new_zeros(steps.count)
+    number = zeros.index_add(0, steps.step, torch.ones_like(found))
+    total = zeros.index_add(0, steps.step, found)
+    return (total / number.clamp(min=1))[steps.of_score]
+
+
+def output_width(parts: Backbone) -> int:
+    """Tokens in the softmax."""
+    return int(frozen(parts).head.weight.shape[0])
