@@ -14,44 +14,54 @@ if TYPE_CHECKING:
     from headway.engine.task import Recipe
 
 
+Prompt = Annotated[
+    list[str] | None, typer.Option("--prompt", "-p", help="What to ask; repeat for more.")
+]
+Problem = Annotated[
+    str | None, typer.Option("--problem", help="regression: what the steps should solve.")
+]
+Steps = Annotated[
+    list[str] | None,
+    typer.Option("--steps", help="regression: the steps, one a line, or one each time."),
+]
+Evidence = Annotated[
+    list[str] | None,
+    typer.Option("--evidence", help="regression: a passage for --steps; repeat for more."),
+]
+Image = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        help="vision: a picture, a folder of them, or a TIFF with pages; repeat for more.",
+    ),
+]
+Part = Annotated[
+    str | None,
+    typer.Option("--part", help="latent_editor: a part, as STEP or JSON (family, parameters)."),
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", help="latent_editor: write the edited part, as .step or .json."),
+]
+Instruction = Annotated[
+    str | None,
+    typer.Option(
+        "--instruction",
+        help="vision: what to ask, left out the run's own; latent_editor: what should change.",
+    ),
+]
+
+
 def predict(
     run: RUN,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="What to ask; repeat for more.")
-    ] = None,
-    problem: Annotated[
-        str | None, typer.Option("--problem", help="regression: what the steps should solve.")
-    ] = None,
-    steps: Annotated[
-        list[str] | None,
-        typer.Option("--steps", help="regression: the steps, one a line, or one each time."),
-    ] = None,
-    evidence: Annotated[
-        list[str] | None,
-        typer.Option("--evidence", help="regression: a passage for --steps; repeat for more."),
-    ] = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--image",
-            help="vision: a picture, a folder of them, or a TIFF with pages; repeat for more.",
-        ),
-    ] = None,
-    part: Annotated[
-        str | None,
-        typer.Option("--part", help="latent_editor: a part, as STEP or JSON (family, parameters)."),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option("--out", help="latent_editor: write the edited part, as .step or .json."),
-    ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Option(
-            "--instruction",
-            help="vision: what to ask, left out the run's own; latent_editor: what should change.",
-        ),
-    ] = None,
+    prompt: Prompt = None,
+    problem: Problem = None,
+    steps: Steps = None,
+    evidence: Evidence = None,
+    image: Image = None,
+    part: Part = None,
+    out: Out = None,
+    instruction: Instruction = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", help="JSONL, one request a line, its keys as the options here."),

@@ -31,6 +31,13 @@ HangMinutes = Annotated[
         "that is longer. Before the first step, four times that.",
     ),
 ]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="Try it: 10 steps on 100 rows, as a run of its own (NAME-quick), begun anew.",
+    ),
+]
 Sweep = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,13 +58,7 @@ def train(
     from_step: Annotated[
         str | None, typer.Option("--from", help="Continue from this checkpoint (step-00000500).")
     ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="Try it: 10 steps on 100 rows, as a run of its own (NAME-quick), begun anew.",
-        ),
-    ] = False,
+    quick: Quick = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON line a step.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Start again by itself after a crash or a hang.")
@@ -83,11 +84,9 @@ def train(
     if sweep:
         from headway.cli.sweep import swept
 
-        if from_step is not None:
-            raise ConfigError("--from: a sweep has several runs; go back in one of them alone")
-        given = {"--fresh": fresh, "--json": json, "--supervise": supervise}
-        hang = [] if hang_minutes is None else ["--hang-minutes", str(hang_minutes)]
-        options = [name for name, is_given in given.items() if is_given] + hang
+        if from_step or quick:
+            raise ConfigError("--sweep: has several runs; leave --from and --quick out")
+        options = again(fresh, json, supervise, hang_minutes)
         leave(swept(str(config), overrides or [], sweep, options))
     if supervise:
         once = (["--fresh"] if fresh else []) + (["--from", from_step] if from_step else [])
@@ -108,6 +107,13 @@ def train(
         folder, reason = train_run(loaded, fresh=fresh or quick, from_step=step, show=show)
         show.ended(folder, reason, written_report(folder))
     leave(reason.exit_code)
+
+
+def again(fresh: bool, json: bool, supervise: bool, hang_minutes: float | None) -> list[str]:
+    """The same options for each run of a sweep."""
+    given = {"--fresh": fresh, "--json": json, "--supervise": supervise}
+    hang = [] if hang_minutes is None else ["--hang-minutes", str(hang_minutes)]
+    return [name for name, is_given in given.items() if is_given] + hang
 
 
 def demo(
