@@ -174,6 +174,9 @@ footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hair
   .wide { display: block !important; } .narrow { display: none !important; }
   .pair { grid-template-columns: 1fr 1fr; }
   .legend { position: static; }
+  table { font-size: 8pt; } th { font-size: 7.5pt; } th, td { padding-right: .8rem; }
+  .chain li, .gauge, .row b, .row ins, .row del, .row mark, .key::before, .state::before {
+    print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { overflow: visible; } tr { break-inside: avoid; }
   #orders { display: none; }
   .row, pre { border: 1px solid var(--hairline); background: none; }
