@@ -163,6 +163,7 @@ footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hair
   figure svg text { font-size: 13px !important; }
   .wide { display: none !important; } .narrow { display: block !important; }
   .figures { grid-template-columns: 1fr 1fr; }
+  th, td { padding-right: 1.2rem; }
   .row dl { grid-template-columns: 1fr; gap: .1rem; } .row dd { margin-bottom: .6rem; }
   .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; }
 }
