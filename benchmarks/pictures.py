@@ -1,8 +1,8 @@
 """The pictures of docs/pictures, taken in Debian's chromium.
 
-    python benchmarks/pictures.py RUN OTHER SFT_RUN REGRESSION_RUN [--to docs/pictures]
+    python benchmarks/pictures.py RUN ONE OTHER SFT_RUN REGRESSION_RUN [--to docs/pictures]
 
-RUN's report in light, dark, on a phone; RUN and OTHER compared; the worst rows of the two others.
+RUN's report in light, dark, on a phone; ONE and OTHER compared; the worst rows of the two others.
 Each is cut to what matters and kept in 200 colours.
 """
 
@@ -40,10 +40,10 @@ def main() -> None:
     from headway.viewing import write_report
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs=4, type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs=5, type=Path, metavar="RUN")
     parser.add_argument("--to", type=Path, default=Path("docs/pictures"))
     asked = parser.parse_args()
-    run, other, sft, regression = asked.runs
+    run, one, other, sft, regression = asked.runs
     program = find_chromium()
     if program is None:
         raise SystemExit("no chromium on this machine")
@@ -63,7 +63,7 @@ def main() -> None:
         take("report-light", page, 1000, "header, header + section", 1500, dark=False)
         take("report-dark", page, 1000, "header, header + section", 1500, dark=True)
         take("report-phone", page, 390, "header, header + section", 1400, dark=False)
-        both = write_comparison([run, other], pages / "comparison.html")
+        both = write_comparison([one, other], pages / "comparison.html")
         take("comparison", both, 1000, "main", 1700, dark=False)
         for name, each in (("worst-sft", sft), ("worst-regression", regression)):
             page = write_report(each, pages / f"{name}.html")

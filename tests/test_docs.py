@@ -338,6 +338,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, headings), link
 
 
+def test_every_picture_is_small_and_shown_on_a_page() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pictures = sorted((ROOT / "docs" / "pictures").iterdir())
+    assert pictures
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000, picture.name
+        assert f"pictures/{picture.name})" in text, picture.name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_files_named_in_a_sentence_exist(page: Path) -> None:
     named = re.findall(r"`((?:tests|src|configs|benchmarks)/[\w/.-]+\.\w+)`", page.read_text())

@@ -163,6 +163,7 @@ footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hair
   figure svg text { font-size: 13px !important; }
   .wide { display: none !important; } .narrow { display: block !important; }
   .figures { grid-template-columns: 1fr 1fr; }
+  th, td { padding-right: 1.2rem; }
   .row dl { grid-template-columns: 1fr; gap: .1rem; } .row dd { margin-bottom: .6rem; }
   .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; }
 }
@@ -174,6 +175,9 @@ footer { margin-top: 4.5rem; padding-top: 1rem; border-top: 1px solid var(--hair
   .wide { display: block !important; } .narrow { display: none !important; }
   .pair { grid-template-columns: 1fr 1fr; }
   .legend { position: static; }
+  table { font-size: 8pt; } th { font-size: 7.5pt; } th, td { padding-right: .8rem; }
+  .chain li, .gauge, .row b, .row ins, .row del, .row mark, .key::before, .state::before {
+    print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { overflow: visible; } tr { break-inside: avoid; }
   #orders { display: none; }
   .row, pre { border: 1px solid var(--hairline); background: none; }

@@ -126,8 +126,8 @@ def results(told: Timeline) -> list[Result]:
             done += 1
         loss = held_out_loss(evaluation)
         if loss is not None and math.isfinite(loss):
-            price = {"cost_usd": cost, "seconds": seconds[done]}
-            found.append(Result(step=int(evaluation["step"]), loss=loss, **price))
+            step = int(evaluation["step"])
+            found.append(Result(step=step, loss=loss, cost_usd=cost, seconds=seconds[done]))
     return found
 
 

@@ -45,7 +45,7 @@ def facts_of(row: Mapping[str, Any]) -> dict[str, Any]:
     facts["length"] = measured(given.pop("length", None))
     facts["suspicious"] = str(given.pop("suspicious", None) or "")
     steps = given.get("steps")
-    if shown.is_chain(steps):
+    if steps is not None and shown.is_chain(steps):
         _of_a_chain(facts, given, steps)
     else:
         _of_a_text(facts, given)
