@@ -4,7 +4,7 @@ A page is a pure function of (seed, side, index): ``pages`` says how. Here they 
 number of processes, in chunks that a killed generation finds again; the manifest comes last, so a
 folder with a manifest is whole. Train and eval share no well, which is asserted on what was
 written. The same options give the same bytes with the same Pillow and NumPy, which the manifest
-names.
+names, on the same kind of machine.
 """
 
 from __future__ import annotations
