@@ -39,6 +39,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def config_of(folder: Path, case: str = "vision-lora", **task: Any) -> RunConfig:
     tree = tree_of(case, folder)
     tree["task"] |= task
+    if not {"eval", "eval_fraction"} & set(tree["task"]["data"]):
+        del tree["evaluate"]
     return RunConfig(**tree)
 
 
@@ -283,7 +285,10 @@ def test_adapters_are_on_the_chosen_part_and_counted(
     task.loss(task.model, microbatch.inputs)["loss"].sum().backward()
     grads = [p.grad for p in task.model.parameters() if p.requires_grad]
     reached = sum(g is not None and bool(g.abs().max() > 0) for g in grads)
-    assert reached >= len(grads) // 2  # the other half is A while B is still zero
+    # A gets none while B is zero. Nor do what feeds the last language layer's output at a picture
+    # (Qwen's second deepstack merger), and a layer whose output is not looked at (CLIP's last).
+    blind = {"qwen": 2, "llava": 6}[family] if part != "language" else 0
+    assert reached == len(grads) // 2 - blind
 
 
 @pytest.mark.parametrize("part", ["language", "vision", "both"])
