@@ -121,8 +121,7 @@ def _loss(view: View) -> Iterator[Line]:
     if view.loss is None:
         return
     text = f"{number(view.loss)}  {sparkline(view.losses)}  {view.trend}".rstrip()
-    mood: Mood = "warning" if view.trend == "worsening" else "plain"
-    yield Line("loss", text, mood if math.isfinite(view.loss) else "bad")
+    yield Line("loss", text, "plain" if math.isfinite(view.loss) else "bad")
     if view.refused:
         yield Line("refused", f"the newest step changed nothing: {view.refused}", "bad")
 
