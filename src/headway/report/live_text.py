@@ -81,7 +81,7 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE) -> str:
 
 def _state(view: View) -> Iterator[Line]:
     where = f" (process {view.pid} on {view.host})" if view.pid and view.host else ""
-    parts = [view.state]
+    parts: list[str] = [view.state]
     if view.state == "running":
         if view.opening:
             parts = ["opening: reads data and model"]
