@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -162,6 +162,7 @@ def test_whatever_is_killed_a_tracker_ends_with_each_standing_step_once(
 
     @settings(max_examples=80, deadline=None)
     @given(lives=LIVES)
+    @example(lives=[([0] * 6, 12), ([10] + [0] * 6, None)])  # killed before anything was noted
     def holds(lives: list[tuple[list[int], int | None]]) -> None:
         disk, journal, kills = live_through(tmp_path_factory.mktemp("t"), lives, kind)
         fired.append(kills)

@@ -102,7 +102,7 @@ class View:
     budget_usd: float | None
     saved: Event | None
     backlog: int | None
-    """Checkpoints that are not in the bucket; None where no bucket was heard of."""
+    """Checkpoints newer than the newest in the bucket; None where no bucket was heard of."""
     alerts: tuple[Event, ...]
     notices: tuple[Event, ...]
     """The newest warnings that are no alerts."""
@@ -165,9 +165,9 @@ class Live:
         elif kind == "save":
             self._saves.add(int(event["step"]))
             self._saved = event
-        elif kind == "upload" and event.get("kind") in ("sent", "skipped", "failed", "warning"):
+        elif kind == "upload" and event.get("kind") in ("sent", "failed"):
             self._uploads = self._uploads or set()
-            if event["kind"] in ("sent", "skipped"):
+            if event["kind"] == "sent":
                 self._uploads.add(int(event["step"]))
         elif kind == "opening":
             self._opening, self._attempt = True, {**self._attempt, **event}
@@ -253,10 +253,17 @@ class Live:
             "host": str(self._attempt.get("host") or ""),
             "redone_steps": self._redone,
             "saved": self._saved,
-            "backlog": None if self._uploads is None else len(self._saves - self._uploads),
+            "backlog": self._backlog(),
             "alerts": tuple(self._alerts.values()),
             "notices": tuple(self._notices),
         }
+
+    def _backlog(self) -> int | None:
+        """Checkpoints that are newer than the newest in the bucket."""
+        if self._uploads is None:
+            return None
+        newest = max(self._uploads, default=-1)
+        return sum(step > newest for step in self._saves)
 
     def _learning(self) -> dict[str, Any]:
         last = self._newest[-1] if self._newest else {}

@@ -81,7 +81,7 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE) -> str:
 
 def _state(view: View) -> Iterator[Line]:
     where = f" (process {view.pid} on {view.host})" if view.pid and view.host else ""
-    parts = [view.state]
+    parts: list[str] = [view.state]
     if view.state == "running":
         if view.opening:
             parts = ["opening: reads data and model"]
@@ -121,8 +121,7 @@ def _loss(view: View) -> Iterator[Line]:
     if view.loss is None:
         return
     text = f"{number(view.loss)}  {sparkline(view.losses)}  {view.trend}".rstrip()
-    mood: Mood = "warning" if view.trend == "worsening" else "plain"
-    yield Line("loss", text, mood if math.isfinite(view.loss) else "bad")
+    yield Line("loss", text, "plain" if math.isfinite(view.loss) else "bad")
     if view.refused:
         yield Line("refused", f"the newest step changed nothing: {view.refused}", "bad")
 

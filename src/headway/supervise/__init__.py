@@ -12,7 +12,7 @@ with a supervisor that is killed with -9: on Linux it is sent SIGTERM then; else
 and the run's lock refuses the next one.
 """
 
-from headway.supervise.child import answer_with_stacks, beat
+from headway.supervise.child import Child, answer_with_stacks, beat
 from headway.supervise.supervisor import HEARTBEAT_FILE, Ears, Patience, Supervisor
 from headway.supervise.trace import EVENTS, Trace, trace
 from headway.supervise.watchdog import SilenceLimits, Watchdog
@@ -20,6 +20,7 @@ from headway.supervise.watchdog import SilenceLimits, Watchdog
 __all__ = [
     "EVENTS",
     "HEARTBEAT_FILE",
+    "Child",
     "Ears",
     "Patience",
     "SilenceLimits",

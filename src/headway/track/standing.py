@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from headway.track.records import Event, Measurement, Note, Record, Row, translate
 
 UNKNOWN = -math.inf
 """The loss of a step that a tracker has, but of which nobody here remembers it."""
+
+
+ORDER: Mapping[type, int] = {Row: 0, Measurement: 1, Note: 2}
+"""Of records of one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,5 +141,5 @@ class Past:
         late = {r.step for r in self._since if isinstance(r, Measurement)}
         measured = [m for s, m in self._measured.items() if s > first or s in late]
         rows = [row for s, row in self._rows.items() if s > first]
-        order = {Row: 0, Measurement: 1, Note: 2}
-        yield from sorted([*rows, *measured, *notes], key=lambda r: (r.step, order[type(r)], r.at))
+        found: list[Record] = [*rows, *measured, *notes]
+        yield from sorted(found, key=lambda r: (r.step, ORDER[type(r)], r.at))

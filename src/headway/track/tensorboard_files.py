@@ -101,8 +101,8 @@ class TensorBoardFiles:
             if not keep or file > last:
                 file.unlink()
         if keep:
-            with last.open("r+b") as file:
-                file.truncate(noted["bytes"])
+            with last.open("r+b") as opened:
+                opened.truncate(noted["bytes"])
         return int(noted["step"]) if keep else None
 
     def _files(self) -> list[Path]:

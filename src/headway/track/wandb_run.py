@@ -39,7 +39,8 @@ class WandbRun:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        self._wandb, self._folder, self._run_folder = wandb, folder, run
+        self._wandb: Any = wandb
+        self._folder, self._run_folder = folder, run
         self._project, self._entity = project, entity
         self._offline = (mode or os.environ.get("WANDB_MODE") or "online") != "online"
         self.tolerance = 0.0 if self._offline else TOLERANCE
