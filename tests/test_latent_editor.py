@@ -331,3 +331,21 @@ def test_without_an_autoencoder_a_latent_is_edited_and_a_part_is_refused(tmp_pat
     part = {"family": "cylinder", "parameters": {"length": 50.0, "diameter": 20.0}}
     with pytest.raises(ConfigError, match="no autoencoder to read a part with"):
         run.predict({**part, "instruction": "make it bigger"})
+
+
+def test_edits_are_shown_and_counted_without_a_model(tmp_path: Path) -> None:
+    rows = json_edits(exact_rows(20))
+    rows[0]["instruction"] = "make both legs +2mm longer"
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    data = {"train": str(tmp_path / "x.json"), "eval_fraction": 0.2}
+    tree = {**tree_of("latent_editor-lora", tmp_path)["task"], "data": data, "latent": 15}
+    config, recipe = LatentEditorConfig.model_validate(tree), LatentEditorRecipe()
+    shown = list(recipe.rows_as_read(config, tmp_path))
+    assert len(shown) == 20 and shown[1].runs[0][0] == rows[1]["instruction"]
+    found = recipe.survey(config, 0, tmp_path)
+    assert found.tree["edits"] == 20 and found.tree["unreadable"] == 1
+    assert "cannot be read" in found.refusal
+    allowed = config.model_copy(
+        update={"data": config.data.model_copy(update={"max_unreadable": 0.05})}
+    )
+    assert recipe.survey(allowed, 0, tmp_path).refusal == ""

@@ -109,16 +109,8 @@ def cad_edits(
     if as_json is not None:
         as_json.write_text(json_module.dumps(json_edits(read_edits(to)[0])), encoding="utf-8")
     if json:
-        show_json(
-            {
-                "folder": str(to),
-                "edits": manifest.rows,
-                "new": new,
-                "sha256": manifest.sha256,
-                "vae_sha256": sha256,
-                "seconds": seconds,
-            }
-        )
+        facts = {"folder": str(to), "edits": manifest.rows, "new": new, "sha256": manifest.sha256}
+        show_json({**facts, "vae_sha256": sha256, "seconds": seconds})
         return
     _show(to, manifest, new, seconds)
     typer.echo(f"  latents by {vae}, weights {sha256[:16]}, kept in {to / 'vae'}")

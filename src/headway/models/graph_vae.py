@@ -126,7 +126,7 @@ class GraphVae(nn.Module):
         self.decoder = nn.ModuleList(Layer(shape, False) for _ in range(shape.decoder_layers))
         self.decoded = nn.LayerNorm(width)
         self.face_head = nn.Linear(width, FACE_TYPES + 1 + FEATURES)
-        self.edge_head = nn.Linear(width, (1 + PAIR) * width // 2)
+        self.edge_head = nn.Linear(width, 2 * (1 + PAIR) * (width // 2))
         self.edge_bias = nn.Parameter(torch.zeros(1 + PAIR))
         self.family_head = _mlp(shape.latent, width, FAMILIES)
         self.share_head = _mlp(shape.latent, 2 * width, FAMILIES * PARAMETERS)
@@ -180,9 +180,10 @@ class GraphVae(nn.Module):
             x = self._through(layer, x, None, None)
         x = self.decoded(x)
         types, faces = self.face_head(x).float().split([FACE_TYPES + 1, FEATURES], -1)
-        sides = self.edge_head(x).float().unflatten(-1, (1 + PAIR, -1))
-        pairs = torch.einsum("nikw,njkw->nijk", sides, sides) / sides.shape[-1] ** 0.5
-        pairs = pairs + self.edge_bias
+        one, other = self.edge_head(x).float().unflatten(-1, (2, 1 + PAIR, -1)).unbind(2)
+        pairs = torch.einsum("nikw,njkw->nijk", one, other) / one.shape[-1] ** 0.5
+        # The same from either face; a product of one vector with itself could only be positive.
+        pairs = (pairs + pairs.transpose(1, 2)) / 2 + self.edge_bias
         family, shares = self.read(z)
         return Decoded(types, faces, pairs[..., 0], pairs[..., 1:], family, shares)
 

@@ -7,7 +7,8 @@ of its own tokens, in a batch and alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from headway.data.cad.edits import Readings
 from headway.data.cad.families import FAMILIES, MOST_PARAMETERS, normalised
 from headway.data.cad.reading import Unreadable, read
 from headway.data.order import rows_at
-from headway.engine.task import Microbatch
+from headway.engine.task import Microbatch, RowAsRead, Survey
 from headway.errors import DataError
 
 NAMES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.names))
@@ -196,11 +197,56 @@ def load_edits(place: str, max_unreadable: float) -> tuple[EditRows, str]:
     """
     path = Path(place)
     edits, sha256 = read_json_edits(path) if path.is_file() else read_edits(path)
+    looked_at(edits).refuse_beyond(max_unreadable)
+    return edits, sha256
+
+
+def looked_at(edits: EditRows) -> Readings:
+    """Which labels can be read from their texts."""
     readings = Readings()
     for row in range(len(edits)):
         readings.look(_edit(edits, row), tolerance_mm=1.0)
-    readings.refuse_beyond(max_unreadable)
-    return edits, sha256
+    return readings
+
+
+def edits_as_read(edits: EditRows) -> Iterator[RowAsRead]:
+    """Each edit as a person looks at it: its part, its text, and behind it what it changes."""
+    for row, text in enumerate(edits.instructions):
+        family = edits.family_of(row)
+        label = ", ".join(f"{name} {mm:+.4g} mm" for name, mm in edits.changes[row].items())
+        about = f"a {family.name}, " if family else ""
+        facts = f"{about}{edits.kinds[row]}"
+        yield RowAsRead(where=f"edit {row}", facts=facts, runs=((text, label or "nothing", 1.0),))
+
+
+def surveyed(edits: EditRows, max_unreadable: float) -> Survey:
+    """All edits counted: kinds, dimensions that change, labels that are not in their texts."""
+    readings = looked_at(edits)
+    kinds = Counter(edits.kinds)
+    changed = Counter(name for changes in edits.changes for name in changes)
+    families = Counter(
+        f.name if (f := edits.family_of(n)) else "not said" for n in range(len(edits))
+    )
+    lines = [f"{len(edits):,} edits, latents of {edits.z_src.shape[1]} numbers"]
+    for title, counts in (("kinds", kinds), ("parts", families), ("changed", changed)):
+        lines.append(
+            f"  {title}: " + ", ".join(f"{n:,} {name}" for name, n in counts.most_common())
+        )
+    lines.append(f"  labels read from their texts: {readings.read:,}, not: {readings.unreadable:,}")
+    lines += [f"    {reason}: {text}" for reason, text in readings.first.items()]
+    refusal = ""
+    try:
+        readings.refuse_beyond(max_unreadable)
+    except DataError as error:
+        refusal = str(error)
+    tree = {
+        "edits": len(edits),
+        "kinds": dict(kinds),
+        "parts": dict(families),
+        "changed": dict(changed),
+        "unreadable": readings.unreadable,
+    }
+    return Survey(lines=lines, tree=tree, refusal=refusal)
 
 
 def _edit(edits: EditRows, row: int) -> Any:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from headway.data.cad import EditRows
 from headway.data.order import rows_at
-from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
+from headway.engine.task import (
+    BuildContext,
+    Inputs,
+    Microbatch,
+    RowAsRead,
+    RowSums,
+    SavedModel,
+    Survey,
+)
 from headway.errors import DataError
 from headway.models.attention import recompute
 from headway.models.backbone import base_model
@@ -28,7 +36,15 @@ from headway.models.latent_editor import LatentEditor, Told
 from headway.recipes.batching import drawn, groups, longest_rows, part_of, rows_of_step
 from headway.recipes.checks import pretrained_checks
 from headway.recipes.edit_metrics import figures_of, measure, shown
-from headway.recipes.edit_rows import NAMES, EditText, WrittenEdits, load_edits, split_off
+from headway.recipes.edit_rows import (
+    NAMES,
+    EditText,
+    WrittenEdits,
+    edits_as_read,
+    load_edits,
+    split_off,
+    surveyed,
+)
 from headway.recipes.edit_use import asked, edited
 from headway.recipes.editor_config import LatentEditorConfig
 from headway.recipes.editor_files import export_editor, saved_editor
@@ -203,6 +219,15 @@ class LatentEditorRecipe:
     def checks(self, config: LatentEditorConfig, context: BuildContext) -> list[Check]:
         """The model's files, its tokenizer, and the edits."""
         return pretrained_checks(config, context, None, lambda: look_at_edits(config, context))
+
+    def rows_as_read(self, config: LatentEditorConfig, cache: Path) -> Iterator[RowAsRead]:
+        """Training edits, each with what it changes."""
+        yield from edits_as_read(load_edits(config.data.train, max_unreadable=1.0)[0])
+
+    def survey(self, config: LatentEditorConfig, seed: int, cache: Path) -> Survey:
+        """Training edits by kind, part and dimension, and labels that are not in their texts."""
+        edits, _ = load_edits(config.data.train, max_unreadable=1.0)
+        return surveyed(edits, config.data.max_unreadable)
 
     def measure(self, task: LatentEditorTask, evaluation: Evaluation) -> Evaluation:
         """Every metric beside trivial answers, and the worst edits as text."""
