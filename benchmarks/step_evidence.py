@@ -59,10 +59,11 @@ def loaded(arguments: argparse.Namespace) -> RegressionTask:
         ),
     )  # fmt: skip
     if arguments.adapter:
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        tensors = load_file(arguments.adapter / "adapter_model.safetensors")
+        tensors = get_peft_model_state_dict(task.model.language, save_embedding_layers=False)
+        tensors |= load_file(arguments.adapter / "adapter_model.safetensors")
         set_peft_model_state_dict(task.model.language, tensors)
     return task
 

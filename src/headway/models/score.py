@@ -39,8 +39,8 @@ class HeadShape(BaseModel):
     """After each activation."""
     surprise: bool = False
     """Also give the head the model's surprise at the step, -log p of its tokens: mean and highest,
-    of all tokens and of those with a digit, of this step and the highest so far. It costs the
-    output head's product at the tokens of steps."""
+    over all tokens, those with a digit and the last number, of this step and the highest so far. It
+    costs the output head's product at the tokens of steps."""
 
 
 class ScoreHead(nn.Module):
