@@ -101,7 +101,7 @@ def _same(module: Any) -> bool:
     x = torch.randn(20, width, generator=drawn).to(weight.device, weight.dtype)
     angle = torch.randn(20, width // module.num_heads, generator=drawn).to(weight.device)
     ends = torch.tensor([0, 6, 10, 16, 20], dtype=torch.int32, device=weight.device)
-    places = {"cu_seqlens": ends, "position_embeddings": (angle.cos(), angle.sin())}
+    places: dict[str, Any] = {"cu_seqlens": ends, "position_embeddings": (angle.cos(), angle.sin())}
     try:
         own = type(module).forward(module, x, **places)
         ours = _stacked(module, x, **places)

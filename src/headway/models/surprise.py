@@ -68,7 +68,7 @@ class Alphabet:
 def alphabet_of(tokenizer: PreTrainedTokenizerBase, token: str | None) -> Alphabet:
     """Of all tokens; ``token`` is where scores are read."""
     pieces = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
-    mark = None if token is None else int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
+    mark = None if token is None else int(tokenizer.convert_tokens_to_ids(token))
     digits = torch.tensor([any(map(str.isdigit, piece)) for piece in pieces])
     return Alphabet(digits, mark)
 

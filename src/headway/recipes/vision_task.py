@@ -187,7 +187,14 @@ class VisionTask:
             )
         losses, choices, of_choices = (figure.tolist() for figure in figures)
         targets = inputs["targets"].tolist()
-        return JudgedRow(targets, list(range(len(targets))), losses, choices, of_choices)
+        return JudgedRow(
+            ids=targets,
+            at=list(range(len(targets))),
+            targets=targets,
+            losses=losses,
+            choices=choices,
+            of_choices=of_choices,
+        )
 
 
 def flatten(
