@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from headway.config import Monitor as Section
 from headway.journal import read, timeline
 from headway.machine import cpu_name
 from headway.monitor import Alert, Gauges, Monitor
@@ -177,7 +178,7 @@ LIMIT_BYTES = 4 * 10**9
 def said(steps: Iterable[StepReport], evaluations: Sequence[tuple[int, float]] = ()) -> list[Alert]:
     """The alerts of a run that is seen from its first step to its last."""
     held_out = dict(evaluations)
-    monitor, found = Monitor(num_steps=STEPS, memory_limit_bytes=LIMIT_BYTES), []
+    monitor, found = Monitor(Section(), num_steps=STEPS, memory_limit_bytes=LIMIT_BYTES), []
     for step in steps:
         found += monitor.step(step)
         if step.step in held_out:
@@ -189,7 +190,7 @@ def of_journal(path: Path) -> tuple[int, list[str]]:
     """Steps of a real run, and what the rules say of it: each alert's kind and step."""
     events = read(path)
     plan = next((e for e in events if e["event"] == "plan"), {})
-    monitor, found = Monitor(num_steps=plan.get("steps") or 0), []
+    monitor, found = Monitor(Section(), num_steps=plan.get("steps") or 0), []
     lines = [*timeline(events, "step"), *timeline(events, "evaluation")]
     lines.sort(key=lambda e: (e["step"], e["event"] != "step"))
     for line in lines:
@@ -323,7 +324,7 @@ def gauge_rows() -> list[tuple[object, ...]]:
     """Faults of the machine, as gauges; and the same gauges in health."""
 
     def kinds(look: Callable[[int], Gauges]) -> str:
-        monitor = Monitor(num_steps=STEPS)
+        monitor = Monitor(Section(), num_steps=STEPS)
         monitor.step(report(1, 2.0))
         found = [one for n in range(120) for one in monitor.gauges(look(n))]
         return ", ".join(f"`{a.kind}`" for a in found if isinstance(a, Alert)) or "none"

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from headway.building import build_context, make_plan, optimizer_of
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.fake import weightless
 from headway.engine.fit import bytes_of
@@ -28,7 +29,6 @@ from headway.engine.state import TrainState
 from headway.engine.steps import train_steps
 from headway.engine.world import World
 from headway.machine import prepare_torch
-from headway.opening import build_context, make_plan, optimizer_of
 from headway.planning.memory import context_of, traced
 
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {

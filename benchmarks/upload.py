@@ -124,7 +124,7 @@ def overhead(nice: int, pairs: int) -> dict[str, Any]:
             Uploading.submit = every_second  # type: ignore[method-assign]
             show.at = time.perf_counter()
             train(run)
-            checkpoint = run.store.checkpoints()[-1]
+            checkpoint = run.saves.store.checkpoints()[-1]
             uploads = [
                 json.loads(line)["seconds"]
                 for line in (run.folder / "journal.jsonl").read_text().splitlines()

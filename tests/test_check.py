@@ -436,15 +436,15 @@ def test_a_gpu_without_bf16_or_with_a_neighbour_is_a_warning() -> None:
 # ------------------------------------------------------------------ nothing is changed
 
 
-PROBED = ".lock-.probe-"
-"""A bucket that is a folder keeps an empty lock of each object that was ever replaced in it."""
+LOCK = ".lock"
+"""Empty, and kept by a bucket that is a folder."""
 
 
 def files_under(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
         for path in folder.rglob("*")
-        if path.is_file() and "cache" not in path.parts and not path.name.startswith(PROBED)
+        if path.is_file() and "cache" not in path.parts and path.name != LOCK
     }
 
 
@@ -688,8 +688,8 @@ def test_a_recipes_quick_check_is_asked_before_the_build(case: Case) -> None:
 
 
 def context_of(case: Case) -> Any:
+    from headway.building import build_context
     from headway.checking import ON_CPU
-    from headway.opening import build_context
 
     return build_context(RunConfig(**case.tree), ON_CPU)
 

@@ -23,9 +23,7 @@ from headway.api import train
 from headway.cli import build_app
 from headway.cli.reference import leaves, reference
 from headway.config import RunConfig
-from headway.config.monitor_section import Kind as ConfigKind
 from headway.config.translate import NAMES
-from headway.monitor import Kind
 from headway.show import Quiet
 from toy import toy_config
 
@@ -243,9 +241,7 @@ SAYING = ("run.py", "saving.py", "opening.py", "rollback.py", "watching.py")
 
 def test_every_kind_of_alert_is_on_its_page() -> None:
     page = (ROOT / "docs/alerts.md").read_text()
-    assert {kind for kind in get_args(Kind) if f"| `{kind}` |" not in page} == set()
-    muted = get_args(ConfigKind)
-    assert set(muted) == set(get_args(Kind)) - {"roll_back"}  # it is no rule's, and never muted
+    assert {kind for kind in get_args(records.AlertKind) if f"| `{kind}` |" not in page} == set()
 
 
 def test_every_event_in_the_source_is_on_the_page() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from benchmark_scripts import script
 from cases import tree_of
+from headway.building import optimizer_of
 from headway.config import RunConfig, find_recipe
 from headway.engine.fake import is_fake, kind_of, weightless
 from headway.engine.fit import SHALLOW, Counted, bytes_of
@@ -22,7 +23,6 @@ from headway.engine.fit.footprint import eight_bit_bytes, state_of
 from headway.errors import ConfigError
 from headway.models.architecture import empty_causal_lm
 from headway.models.hub import load_causal_lm
-from headway.opening import optimizer_of
 from headway.planning.memory import Traced, Way, context_of, in_four_bits, traced
 from tiny import tiny_tokenizer
 

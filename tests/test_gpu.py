@@ -24,7 +24,7 @@ from toy_recipe import ToyConfig  # noqa: E402
 from headway.engine.optim import make_optimizer, trainable  # noqa: E402
 from headway.engine.precision import make_deterministic  # noqa: E402
 from headway.engine.schedule import Schedule  # noqa: E402
-from headway.engine.state import Snapshot, TrainState, restore  # noqa: E402
+from headway.engine.state import Snapshot, TrainState, placed, restore  # noqa: E402
 from headway.engine.steps import Plan, on_device, train_steps  # noqa: E402
 from headway.engine.task import Task  # noqa: E402
 from headway.engine.world import World  # noqa: E402
@@ -296,6 +296,18 @@ def test_a_resumed_run_on_the_gpu_equals_the_uninterrupted_bit_for_bit(
     resumed = everything(state)
     assert resumed.keys() == straight.keys()
     assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
+
+
+def test_restored_state_of_a_paged_optimizer_is_paged_again() -> None:
+    pytest.importorskip("bitsandbytes")
+    weight = nn.Parameter(torch.zeros(512, 512, device=GPU))  # smaller ones are never paged
+    betas = (0.9, 0.99)
+    optimizer = make_optimizer(
+        "paged_adamw_8bit", [("weight", weight)], betas=betas, eps=1e-8, weight_decay=0.0
+    )
+    stored = torch.arange(512 * 512).to(torch.uint8).view(512, 512)
+    kept = placed(optimizer, weight, stored)
+    assert getattr(kept, "is_paged", False) and torch.equal(kept.cpu(), stored)
 
 
 def test_another_seed_gives_other_bits() -> None:

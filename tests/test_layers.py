@@ -29,8 +29,8 @@ ROOMS = {
 ENGINE = {"engine"}
 PARTS = {"data", "models"}
 RUN = {
-    "run", "saving", "spending", "opening", "rollback", "claim", "machine", "show", "summary",
-    "api", "demo", "checks", "checking", "devices", "doctor", "foreseen",
+    "run", "saving", "spending", "opening", "building", "rollback", "claim", "machine", "show",
+    "summary", "api", "demo", "checks", "checking", "devices", "doctor", "foreseen",
     "planning",
 }  # fmt: skip
 VIEWERS = {
@@ -129,7 +129,7 @@ def test_help_and_status_load_nothing_heavy(arguments: list[str]) -> None:
         "from headway.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        f"loaded = {HEAVY | {'matplotlib', 'numpy'}!r} & set(sys.modules)\n"
+        f"loaded = {HEAVY | {'matplotlib', 'numpy', 'headway.config'}!r} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

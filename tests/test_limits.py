@@ -44,7 +44,7 @@ def simulated(random: Random, limits: Limits, clock: Clock, drains: bool) -> int
     Returns how many steps it made before a limit stopped it.
     """
     step, save, drain = (random.uniform(0.1, 20) for _ in range(3))
-    limits.save_seconds = 2 * save  # what a cautious first guess is
+    limits.expected_save_seconds = 2 * save  # a cautious first guess
     steps = 0
     while limits.reached(drain_seconds=drain * drains) is None:
         took = step * random.uniform(0.5, 1.0 if steps == 0 else 2.0) / 2

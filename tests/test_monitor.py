@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headway.config import Monitor as Section
 from headway.monitor import Alert, Gauges, Monitor, Over
 from headway.monitor.history import BLOCK_STEPS, spread
 from headway.monitor.running import DISK_LOOKS, minutes_to_full
@@ -45,7 +46,7 @@ def falling(seed: int, steps: int = STEPS, noise: float = 0.1) -> list[StepRepor
 
 def said(reports: Iterable[StepReport], monitor: Monitor | None = None) -> list[Alert | Over]:
     """Everything the monitor says of these steps."""
-    monitor = monitor or Monitor(num_steps=STEPS)
+    monitor = monitor or Monitor(Section(), num_steps=STEPS)
     return [one for step in reports for one in monitor.step(step)]
 
 
@@ -92,7 +93,7 @@ def test_a_loss_in_another_unit_is_judged_the_same(seed: int, factor: float) -> 
 def test_losses_distributed_exponentially_are_no_spikes_though_a_score_alone_says_so() -> None:
     draw = random.Random(5)
     steps = [report(n, draw.expovariate(1.0)) for n in range(1, 3001)]
-    monitor = Monitor(num_steps=6000)
+    monitor = Monitor(Section(), num_steps=6000)
     assert alerts(said(steps, monitor)) == [("loss_flat", 325)]  # so it is
     window = [step.loss for step in steps]
     scores = [
@@ -137,7 +138,7 @@ PLANTED: dict[str, tuple[list[StepReport], int, int]] = {
 @pytest.mark.parametrize("kind", sorted(PLANTED))
 def test_a_planted_fault_is_said_once_and_in_time(kind: str) -> None:
     steps, begins, latest = PLANTED[kind]
-    found = said(steps, Monitor(num_steps=STEPS, memory_limit_bytes=4 * 10**9))
+    found = said(steps, Monitor(Section(), num_steps=STEPS, memory_limit_bytes=4 * 10**9))
     mine = [step for name, step in alerts(found) if name == kind]
     assert len(mine) == 1 and begins <= mine[0] <= latest, alerts(found)
     expected = {kind, "loss_rising"} if kind == "loss_spike" else {kind}
@@ -171,7 +172,7 @@ def test_a_refused_step_is_said_and_no_part_of_what_others_are_compared_with() -
 
 
 def test_what_is_muted_is_not_said_and_still_known() -> None:
-    monitor = Monitor(num_steps=STEPS, mute=["loss_spike"])
+    monitor = Monitor(Section(), num_steps=STEPS, mute=["loss_spike"])
     spiked = []
     for step in SPIKE:
         assert monitor.step(step) == []
@@ -184,7 +185,7 @@ def test_what_is_muted_is_not_said_and_still_known() -> None:
 
 def evaluated(losses: list[float], train: list[StepReport]) -> list[tuple[str, int]]:
     """The held-out losses at every 100 steps beside a training curve."""
-    monitor, found = Monitor(num_steps=STEPS), []
+    monitor, found = Monitor(Section(), num_steps=STEPS), []
     for step in train:
         found += monitor.step(step)
         if step.step % 100 == 0:
@@ -217,7 +218,7 @@ def test_a_held_out_loss_that_rises_with_the_training_loss_is_another_trouble() 
 
 
 def looked(*gauges: Gauges) -> list[tuple[str, int]]:
-    monitor = Monitor(num_steps=STEPS)
+    monitor = Monitor(Section(), num_steps=STEPS)
     found = [*monitor.step(report(1))]
     return alerts([*found, *(one for look in gauges for one in monitor.gauges(look))])
 
@@ -247,7 +248,7 @@ def test_a_disk_that_fills_within_the_hour_is_a_sign_and_a_saw_is_not() -> None:
 
 
 def test_a_disk_without_room_for_the_next_checkpoint_is_critical_at_once() -> None:
-    monitor = Monitor()
+    monitor = Monitor(Section())
     monitor.step(report(1))
     (alert,) = monitor.gauges(Gauges(at_seconds=0.0, disk_free_bytes=10**9, save_bytes=2 * 10**9))
     assert isinstance(alert, Alert) and alert.level == "critical" and "2.0 GB" in alert.what
@@ -283,7 +284,7 @@ def test_a_monitor_that_remembers_says_what_one_that_never_stopped_says(
     steps[299:] = [replace(step, loss=step.loss + 4.0) for step in steps[299:]]
     whole = said(steps)
     before = said(steps[:cut])
-    again = Monitor(num_steps=STEPS)
+    again = Monitor(Section(), num_steps=STEPS)
     again.remember([event_of(step) for step in steps[:cut]])
     assert before + said(steps[cut:], again) == whole
 
@@ -291,7 +292,7 @@ def test_a_monitor_that_remembers_says_what_one_that_never_stopped_says(
 def test_speed_and_memory_are_compared_within_one_attempt_only() -> None:
     steps = from_step(300, seconds=lambda s: 2 * s.seconds)
     assert alerts(said(steps)) == [("throughput_drop", 325)]  # negative control: one attempt
-    again = Monitor(num_steps=STEPS)
+    again = Monitor(Section(), num_steps=STEPS)
     again.remember([event_of(step) for step in steps[:299]])
     assert alerts(said(steps[299:], again)) == []  # the next machine is only slower
 
@@ -303,7 +304,7 @@ def test_a_journals_line_is_the_report_it_was_made_from() -> None:
 
 def test_a_look_is_quick() -> None:
     """Not a timing: how much a rule may look at. Nothing grows with the run."""
-    monitor = Monitor(num_steps=10**6)
+    monitor = Monitor(Section(), num_steps=10**6)
     for step in falling(2, steps=40 * BLOCK_STEPS):
         monitor.step(step)
     history = monitor.history

@@ -133,7 +133,7 @@ def test_an_unknown_gpu_without_a_rate_is_refused_with_the_nearest():
 
 
 def test_a_cost_section_needs_a_rate_or_a_gpu():
-    with pytest.raises(ConfigError, match=r"cost: write usd_per_hour, or gpu"):
+    with pytest.raises(ConfigError, match=r"cost: write usd_per_hour, gpu: .*, or provider"):
         RunConfig(**{**TREE, "cost": {"budget_usd": 3}})
     config = RunConfig(**{**TREE, "cost": {"gpu": "A40"}})
     assert config.cost is not None and config.cost.usd_per_hour is None

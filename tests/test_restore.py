@@ -35,6 +35,7 @@ def push(bucket, run: Path, *parcels, attempt=1, **more) -> None:
     with Uploader(FakeRemote(bucket), journal=run / "upload.jsonl", attempt=attempt, **more) as one:
         one.also("config.yaml", config)
         one.also("journal.jsonl", journal, grows=True)
+        one.also_below("evals", run / "evals")
         for parcel in parcels:
             with journal.open("a") as file:
                 file.write(JOURNAL.format(parcel.step))
@@ -84,6 +85,31 @@ def test_an_empty_machine_gets_the_newest_state_config_and_journal_back(there, t
     known = verified_copies(read_ledger(empty / "upload.jsonl"))
     assert list(known.values()) == [300], "the uploader knows that this copy is there"
     assert back(bucket, empty) is None, "nothing newer: nothing is fetched"
+
+
+def test_evaluations_come_back_and_each_content_is_sent_once(tmp_path):
+    bucket, run = Bucket(), tmp_path / "one"
+    (tmp_path / "secret").write_text("not of this run")
+    measured = run / "evals/step-00000001/metrics.json"
+    measured.parent.mkdir(parents=True)
+    measured.write_text('{"loss": 1}')
+    (measured.parent / "link").symlink_to(tmp_path / "secret")
+
+    def sent() -> list[str]:
+        return [key for key in bucket.objects if key.startswith("run/evals/")]
+
+    push(bucket, run, saved(run, 1))
+    assert len(sent()) == 1 and "metrics.json" in sent()[0]
+    push(bucket, run, saved(run, 2), attempt=2)
+    assert len(sent()) == 1, "another attempt asks what is there"
+    measured.write_text('{"loss": 2}')
+    (measured.parent / "worst.jsonl").write_text("{}\n")
+    push(bucket, run, saved(run, 3), attempt=3)
+    assert len(sent()) == 3
+    back(bucket, tmp_path / "two")
+    same = tmp_path / "two/evals/step-00000001"
+    assert sorted(file.name for file in same.iterdir()) == ["metrics.json", "worst.jsonl"]
+    assert (same / "metrics.json").read_text() == '{"loss": 2}'
 
 
 def test_an_archive_comes_back_as_the_same_files(tmp_path):

@@ -118,6 +118,25 @@ def test_a_kill_between_the_roll_backs_line_and_the_next_opening_is_obeyed(
     assert_same_state(final_state(tmp_path / "run"), whole)
 
 
+@pytest.mark.parametrize("cut", [None, 9, 13, 14, 17, 23])
+def test_with_a_bucket_a_run_that_rolls_back_ends_the_same_on_an_empty_machine(
+    tmp_path: Path, whole: dict[str, Any], cut: int | None
+) -> None:
+    """``cut``: the step after which the machine and its disk are gone; None: neither ever is."""
+    asked = {"upload": {"to": (tmp_path / "bucket").as_uri()}}
+    first, second = (
+        RunConfig(**config_of(tmp_path / name).model_dump(exclude_unset=True) | asked)
+        for name in ("first", "second")
+    )
+    if cut:
+        with pytest.raises(Cut):
+            train(first, show=CutAt(cut))
+    else:
+        assert train(first) is StopReason.FINISHED
+    assert train(second) is StopReason.FINISHED
+    assert_same_state(final_state(tmp_path / "second/run"), whole)
+
+
 def test_without_leaving_steps_out_a_roll_back_repeats_itself_until_it_is_used_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

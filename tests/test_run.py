@@ -240,7 +240,8 @@ def test_an_attempt_that_fails_while_opening_is_billed_and_says_why(
     assert stop["message"] == "rows.jsonl:7: not JSON" and stop["cost_usd"] > 0
     train(config)
     first = read_events(tmp_path / "run/journal.jsonl", {"step"})[0]
-    assert first["attempt"] == 2 and first["cost_usd"] > stop["cost_usd"]
+    assert first["attempt"] == 2
+    assert first["cost_usd"] > stop["cost_usd"] and first["run_seconds"] > stop["run_seconds"] > 0
 
 
 def test_what_the_recipe_finds_is_said_and_a_blocker_is_refused(

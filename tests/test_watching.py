@@ -27,7 +27,7 @@ from headway.records import StopReason
 from headway.report.summary import summarise
 from headway.report.timeline import timeline as told_of
 from headway.show import Quiet
-from headway.supervise import Limits, Watchdog
+from headway.supervise import SilenceLimits, Watchdog
 from headway.viewing import write_report
 from toy import TREE, toy_config
 
@@ -48,7 +48,7 @@ class Kennel:
     def __init__(self, folder: Path, **limits: Any) -> None:
         self.clock, self.silences, self.ends, self.left = Clock(), [], [], []
         self.dog = Watchdog(
-            folder, Limits(**limits), heartbeat=folder / "heartbeat", clock=self.clock,
+            folder, SilenceLimits(**limits), heartbeat=folder / "heartbeat", clock=self.clock,
             on_silence=lambda seconds, path: self.silences.append((seconds, path)),
             on_end=self.ends.append, leave=self.left.append,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from headway.api import train
 from headway.config import RunConfig
 from headway.engine.optim import decayed, make_optimizer, trainable
 from headway.engine.precision import seed_step
+from headway.engine.state import placed
 from headway.engine.world import World, choose_device
 from headway.errors import ConfigError
 from headway.journal import read, timeline
@@ -154,6 +155,25 @@ def test_decay_is_for_matrices_and_every_parameter_is_in_one_group(kind: str) ->
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert len(decay) == len(named)
     assert all((decay[id(p)] == 0.1) == decayed(n, p) == (p.ndim == 2) for n, p in named)
+
+
+def test_restored_state_lies_where_the_optimizer_keeps_such_state() -> None:
+    """bitsandbytes' paged optimizers give out memory of their own; on a GPU it is really theirs."""
+
+    class Paging(torch.optim.SGD):
+        is_paged = True
+
+        def get_state_buffer(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+            self.given = torch.zeros_like(parameter, dtype=dtype)
+            return self.given
+
+    weight = torch.nn.Parameter(torch.zeros(2, 3))
+    optimizer, stored = Paging([weight], lr=0.1), torch.arange(6, dtype=torch.uint8).view(2, 3)
+    kept = placed(optimizer, weight, stored)
+    assert kept is optimizer.given and torch.equal(kept, stored)
+    scales = torch.ones(1)
+    assert placed(optimizer, weight, scales) is scales, "only what is like the weights is paged"
+    assert placed(torch.optim.SGD([weight], lr=0.1), weight, stored) is stored
 
 
 def test_the_tree_of_the_toy_is_what_these_tests_assume() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from headway.building import build_context
 from headway.checkpoint import Checkpoint, verify
 from headway.claim import same_identities
 from headway.config import RunConfig, find_recipe, load_config
@@ -22,7 +23,7 @@ from headway.evals import ASKED, TEST, write
 from headway.limits import steady_seconds
 from headway.lock import holder
 from headway.machine import prepare_torch
-from headway.opening import build_context, opened
+from headway.opening import opened
 from headway.records import Evaluation, StopReason
 from headway.results import RESULTS_FILE, take_away, write_results
 from headway.run import Run

@@ -26,6 +26,7 @@ from headway.checkpoint.manifest import manifest_bytes
 from headway.config import Upload
 from headway.config.load import write_yaml
 from headway.errors import CheckpointError, ConfigError
+from headway.evals import EVALS
 from headway.journal import read_events, timeline
 from headway.lock import RunLock
 from headway.upload import (
@@ -183,6 +184,7 @@ def open_uploader(
     )
     uploader.also(CONFIG_FILE, run / CONFIG_FILE)
     uploader.also(JOURNAL_FILE, run / JOURNAL_FILE, grows=True)
+    uploader.also_below(EVALS, run / EVALS)
     return uploader
 
 

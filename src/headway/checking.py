@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from headway.bucket import url_of
+from headway.building import build_context, make_plan, optimizer_of, refuse_nothing_held_out
 from headway.checkpoint import Checkpoint, CheckpointStore, verify
 from headway.checks import before_build, disk_check
 from headway.claim import (
@@ -36,12 +37,6 @@ from headway.foreseen import memory_findings, price_findings, run_seconds
 from headway.journal import read_events
 from headway.lock import holder
 from headway.machine import facts_of, prepare_torch
-from headway.opening import (
-    build_context,
-    make_plan,
-    optimizer_of,
-    refuse_nothing_held_out,
-)
 from headway.preflight import Answer, ask
 from headway.records import Check, Finding
 from headway.spending import USED, started_meter

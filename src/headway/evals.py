@@ -28,13 +28,15 @@ ONE_PICTURE_BYTES, ALL_PICTURES_BYTES = 600_000, 3_000_000
 """What a page takes in of one picture and of all; as text they are a third larger there."""
 DRAWN = ("reliability",)
 """Tables that a report shows; the others may be long."""
+EVALS = "evals"
+"""The folder in a run's."""
 ASKED, TEST = "asked", "test"
 """Below ``evals/``: what ``headway evaluate`` measured, on held-out rows and on test rows."""
 
 
 def place(run: Path, step: int, under: str = "") -> Path:
     """The folder of the evaluation at a step: training's own, or that below ``evals/under``."""
-    return run / "evals" / under / f"step-{step:08d}"
+    return run / EVALS / under / f"step-{step:08d}"
 
 
 def write(

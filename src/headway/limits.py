@@ -44,8 +44,10 @@ class Limits:
     stop_at: datetime | None = None
     seconds_before: float = 0.0
     """Used by earlier attempts, and by this one before it was opened."""
+    expected_save_seconds: float = 0.0
+    """What a save is taken to last until one was measured."""
     save_seconds: float = 0.0
-    """What the first save is expected to take; then the longest."""
+    """The longest that was measured; 0: none was."""
     clock: Callable[[], float] = steady_seconds
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     evaluation_seconds: float = 0.0
@@ -74,7 +76,8 @@ class Limits:
         ``evaluates``: an evaluation comes before the final save. ``drain_seconds``: what the bucket
         still needs for what it has not got yet.
         """
-        ahead = 2 * max(self._steps, default=0.0) + 2 * self.save_seconds + drain_seconds
+        ahead = 2 * max(self._steps, default=0.0) + drain_seconds
+        ahead += 2 * (self.save_seconds or self.expected_save_seconds)
         if evaluates:
             ahead += 2 * self.evaluation_seconds
         return self.passed(ahead)

@@ -15,23 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from headway import rollback
+from headway.building import built, make_plan, optimizer_of
 from headway.checkpoint import CheckpointStore, Saver, verify
-from headway.checks import before_build, disk_check, passed
+from headway.checks import disk_check, passed
 from headway.claim import claimed, run_folder, same_fingerprint, same_identities, same_run_there
-from headway.config import RunConfig, find_recipe
+from headway.config import RunConfig
 from headway.cost import Meter
-from headway.engine.optim import make_optimizer, trainable
-from headway.engine.schedule import Schedule, steps_of
-from headway.engine.state import TrainState, load_model, restore
+from headway.engine.state import TrainState, checkpoint_bytes, load_model, restore
 from headway.engine.steps import Plan
-from headway.engine.task import BuildContext, Recipe, Task
+from headway.engine.task import Task
 from headway.engine.world import World, joined
 from headway.errors import CheckpointError, ConfigError, HeadwayError
 from headway.journal import Journal, next_attempt, read_events
-from headway.machine import cache_folder, facts_of, prepare_torch
+from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits
+from headway.machine import facts_of, prepare_torch
 from headway.preflight.host import usable_memory_bytes
 from headway.records import StopReason
 from headway.run import Run
@@ -77,11 +75,12 @@ def opened(
         store = CheckpointStore(folder, attempt=str(attempt))
         events = read_events(folder / JOURNAL_FILE, USED)
         meter = started_meter(config.cost, events, store, billed_until)
+        limits = limits_of(config, meter, events, store, billed_until)
         journal = None
         if world.leads:
             journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
             journal.append("opening", pid=os.getpid(), host=socket.gethostname())
-        stack.enter_context(last_words(journal, meter))
+        stack.enter_context(last_words(journal, meter, limits))
         saver = stack.enter_context(Saver(store))
         if world.leads:
             from_step = swept(store, events, from_step)
@@ -94,12 +93,11 @@ def opened(
         state.left_out = sorted({*state.left_out, *rollback.left_out(events)})
         notes += warm_started(state, config.run.warm_start, facts)
         notes += passed([disk_check(config, state, plan, store)] if world.leads else [])
-        limits = limits_of(config, meter, events, store, state, billed_until)
+        limits.expected_save_seconds = checkpoint_bytes(state) / UNMEASURED_BYTES_PER_SECOND
         judge = own_monitor(config, folder, journal, task, plan, facts, show, bucket)
         monitor = stack.enter_context(judge)
-        saves = Saving(
-            config.checkpoint, state, store, saver, journal, show, limits, monitor, bucket
-        )
+        section = config.checkpoint
+        saves = Saving(section, state, store, saver, journal, show, limits, monitor, bucket)
         rung = rung_of(events, config, facts["hardware"], task)
         run = Run(
             config, folder, recipe, task, state, plan, world, saves, journal, meter, limits,
@@ -110,19 +108,6 @@ def opened(
             introduce(run, journal, notes)
         signals.arm()
         yield run
-
-
-def built(
-    config: RunConfig, world: World, folder: Path, changed: list[str]
-) -> tuple[Recipe, Task, list[tuple[str, str]]]:
-    """The recipe, the task it makes of the config, and what is to be said of both."""
-    recipe, context = find_recipe(config.recipe), build_context(config, world)
-    asked = before_build(config, folder) if world.leads else []
-    notes = [("warning", line) for line in changed]
-    notes += passed([*asked, *recipe.checks(config.task, context)])
-    task = recipe.build(config.task, context)
-    refuse_nothing_held_out(config, task)
-    return recipe, task, notes
 
 
 def own_bucket(
@@ -173,19 +158,20 @@ def own_attempt(folder: Path, bucket: Uploading | None) -> int:
 
 
 @contextlib.contextmanager
-def last_words(journal: Journal | None, meter: Meter | None) -> Iterator[None]:
-    """An attempt that an error ends says so, and what it has cost, from its first moment on."""
+def last_words(journal: Journal | None, meter: Meter | None, limits: Limits) -> Iterator[None]:
+    """An attempt that an error ends says so, and what it has used, from its first moment on."""
     try:
         yield
     except BaseException as error:
         if journal:
             own = isinstance(error, HeadwayError)
             message = scrubbed(str(error) if own else f"{type(error).__name__}: {error}")
-            cost_usd = meter.cost_usd if meter else None
+            used = {
+                "cost_usd": meter.cost_usd if meter else None,
+                "run_seconds": limits.run_seconds,
+            }
             with contextlib.suppress(OSError, HeadwayError):
-                journal.append(
-                    "stop", reason=StopReason.ERROR.value, cost_usd=cost_usd, message=message
-                )
+                journal.append("stop", reason=StopReason.ERROR.value, message=message, **used)
                 journal.flush()
         raise
 
@@ -198,80 +184,6 @@ def swept(
     if from_step is not None:
         return from_step
     return rollback.pending(past, [checkpoint.step for checkpoint in store.checkpoints()])
-
-
-def refuse_nothing_held_out(config: RunConfig, task: Task) -> None:
-    """An evaluation needs rows; better said now than at the first one."""
-    if config.evaluate and not any(m.rows for m in task.held_out()):
-        raise ConfigError(
-            "evaluate: there are no held-out rows to measure; give task.data.eval (or "
-            "eval_fraction, for pretrain eval_tail), or leave out evaluate"
-        )
-
-
-def build_context(config: RunConfig, world: World, *, data: bool = True) -> BuildContext:
-    """What the recipe may know of the run and the machine."""
-    section = config.hardware
-    if config.train.batch_size < world.ranks:
-        raise ConfigError(
-            f"train.batch_size is {config.train.batch_size}, fewer rows than ranks ({world.ranks})"
-        )
-    on_gpu = world.device.type == "cuda"
-    recompute = section.activation_checkpointing
-    return BuildContext(
-        seed=config.run.seed,
-        batch_size=config.train.batch_size,
-        microbatch_size=None if section.microbatch_size == "auto" else section.microbatch_size,
-        precision=section.precision,
-        device=world.device.type,
-        rank=world.rank,
-        ranks=world.ranks,
-        activation_checkpointing=on_gpu if recompute == "auto" else recompute,
-        compile=section.compile,
-        held_out_rows=config.evaluate.max_rows if config.evaluate else None,
-        cache=cache_folder(),
-        data=data,
-    )
-
-
-def make_plan(config: RunConfig, task: Task) -> Plan:
-    """The horizon in steps, and the schedule over them."""
-    section = config.train
-    horizon, rows = section.horizon, section.batch_size
-    if horizon.steps:
-        num_steps = horizon.steps
-    elif horizon.epochs:
-        num_steps = max(1, -(-round(horizon.epochs * task.rows_per_epoch) // rows))
-    else:
-        tokens_per_step = rows * task.tokens_per_epoch / task.rows_per_epoch
-        num_steps = max(1, round((horizon.tokens or 0) / tokens_per_step))
-    schedule = Schedule(
-        peak=section.learning_rate,
-        num_steps=num_steps,
-        shape=section.schedule,
-        warmup_steps=steps_of(section.warmup, num_steps),
-        floor_ratio=section.min_learning_rate_ratio,
-        decay_steps=steps_of(section.decay, num_steps),
-    )
-    return Plan(
-        num_steps=num_steps,
-        seed=config.run.seed,
-        schedule=schedule,
-        max_grad_norm=section.max_grad_norm,
-        precision=config.hardware.precision,
-    )
-
-
-def optimizer_of(config: RunConfig, task: Task) -> torch.optim.Optimizer:
-    """The configured optimizer over every parameter that trains."""
-    section = config.train
-    return make_optimizer(
-        section.optimizer,
-        trainable(task.model),
-        betas=section.betas,
-        eps=section.eps,
-        weight_decay=section.weight_decay,
-    )
 
 
 def restored(

@@ -12,6 +12,26 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+AlertKind = Literal[
+    "non_finite",
+    "loss_spike",
+    "loss_rising",
+    "loss_flat",
+    "gradient_exploding",
+    "gradient_vanishing",
+    "gradient_zero",
+    "learning_rate_zero",
+    "evaluation_gap",
+    "throughput_drop",
+    "memory_growing",
+    "gpu_idle",
+    "disk_filling",
+    "upload_backlog",
+    "silence",
+    "roll_back",
+]
+"""Of warning signs: what a monitor, a watchdog or a roll back can tell."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:

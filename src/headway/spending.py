@@ -10,11 +10,19 @@ from typing import Any
 
 from headway.checkpoint import CheckpointStore
 from headway.config import Cost, RunConfig
-from headway.cost import Meter, price_of, process_age_seconds, spent
+from headway.cost import (
+    Meter,
+    Price,
+    Unanswered,
+    live_price,
+    price_of,
+    process_age_seconds,
+    spent,
+)
 from headway.engine.ladder import Rung
-from headway.engine.state import TrainState, checkpoint_bytes
 from headway.engine.task import Task
-from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits, steady_seconds, used_seconds
+from headway.errors import ConfigError
+from headway.limits import Limits, steady_seconds, used_seconds
 
 HOURS_A_MONTH = 730
 USED = {"opening", "step", "stop", "attempt", "evaluation", "out_of_memory", "rollback"}
@@ -34,7 +42,7 @@ def started_meter(
     """
     if section is None:
         return None
-    price = price_of(section.gpu, section.usd_per_hour, section.prices)
+    price = price_now(section)
     disks = section.storage_usd_per_month / HOURS_A_MONTH
     price = replace(price, usd_per_hour=price.usd_per_hour + disks)
     before = max(spent(events), spent(facts_of(store)))
@@ -42,6 +50,23 @@ def started_meter(
     if section.count_idle:
         before += idle_seconds(events, age_seconds) / 3600 * price.usd_per_hour
     return Meter(price, before, age_seconds, clock=steady_seconds)
+
+
+def price_now(section: Cost) -> Price:
+    """What the provider says; where it was not asked or did not answer, what the config says.
+
+    Raises ConfigError: nobody knows a price.
+    """
+    if section.provider is None:
+        return price_of(section.gpu, section.usd_per_hour, section.prices)
+    try:
+        return live_price(section.provider, section.gpu)
+    except Unanswered as error:
+        if section.usd_per_hour is None and section.gpu is None:
+            advice = "write cost.usd_per_hour or cost.gpu, for when it does not answer"
+            raise ConfigError(f"cost.provider: {error}; {advice}") from error
+        price = price_of(section.gpu, section.usd_per_hour, section.prices)
+        return replace(price, source=f"{price.source} ({error})")
 
 
 def unbilled_seconds(billed_until: float | None) -> float:
@@ -65,17 +90,15 @@ def limits_of(
     meter: Meter | None,
     events: Sequence[Mapping[str, Any]],
     store: CheckpointStore,
-    state: TrainState,
     billed_until: float | None = None,
 ) -> Limits:
-    """The config's limits, less what earlier attempts used."""
+    """The config's limits, less what earlier attempts used and this one so far."""
     run, cost = config.run, config.cost
     limits = Limits(
         max_seconds=(run.max_hours or math.inf) * 3600,
         stop_at=run.stop_at,
         seconds_before=max(used_seconds(events), used_seconds(facts_of(store)))
         + unbilled_seconds(billed_until),
-        save_seconds=checkpoint_bytes(state) / UNMEASURED_BYTES_PER_SECOND,
     )
     if meter is not None:
         limits.spent_usd = lambda: meter.cost_usd

@@ -16,10 +16,9 @@ from typing import Any
 
 from headway.config import Monitor as Section
 from headway.journal import Journal, timeline
-from headway.monitor import Alert, Limits, Monitor, Over, Sampler, Webhook, look_at, webhook_text
+from headway.monitor import Alert, Monitor, Over, Sampler, Webhook, look_at, webhook_text
 from headway.records import Evaluation, StepReport
-from headway.supervise import HEARTBEAT_FILE, Watchdog
-from headway.supervise import Limits as Patience
+from headway.supervise import HEARTBEAT_FILE, SilenceLimits, Watchdog
 
 REMEMBERED_STEPS = 2000
 """Rules look at 256 steps and at blocks of 25; what is older changes no verdict on a spike."""
@@ -197,7 +196,7 @@ def watching(
         url = os.environ.get(section.webhook_env or "", "") if journal else ""
         here = Watching(
             Monitor(
-                limits_of(section),
+                section,
                 num_steps=num_steps,
                 memory_limit_bytes=memory_limit_bytes,
                 mute=section.mute,
@@ -215,7 +214,7 @@ def watching(
         here.watchdog = stack.enter_context(
             Watchdog(
                 folder,
-                Patience(
+                SilenceLimits(
                     alert_seconds=section.watchdog.alert_seconds,
                     end_seconds=section.watchdog.end_seconds,
                 ),
@@ -229,18 +228,6 @@ def watching(
             journal.append("warning", what=line)
             say(f"WARNING: {line}")
         yield here
-
-
-def limits_of(section: Section) -> Limits:
-    """The config's thresholds as the monitor takes them."""
-    return Limits(
-        window_steps=section.window_steps,
-        spike_score=section.spike_score,
-        throughput_share=section.throughput_share,
-        gpu_share=section.gpu_share,
-        disk_minutes=section.disk_minutes,
-        waiting_checkpoints=section.waiting_checkpoints,
-    )
 
 
 def words(kind: str) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from headway.config.recipes import find_recipe
 from headway.errors import ConfigError
 
 
@@ -17,6 +16,8 @@ def init(recipe: str, to: Path, force: bool = False) -> Path:
 
     Raises ConfigError: there is no starter for it, or ``to`` exists and ``force`` is false.
     """
+    from headway.config.recipes import find_recipe
+
     starters = starter_names()
     if recipe not in starters:
         find_recipe(recipe)  # not installed at all? then say that, with the nearest name

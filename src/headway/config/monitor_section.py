@@ -12,24 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from headway.config.sections import CLOSED, Count
-
-Kind = Literal[
-    "non_finite",
-    "loss_spike",
-    "loss_rising",
-    "loss_flat",
-    "gradient_exploding",
-    "gradient_vanishing",
-    "gradient_zero",
-    "learning_rate_zero",
-    "evaluation_gap",
-    "throughput_drop",
-    "memory_growing",
-    "gpu_idle",
-    "disk_filling",
-    "upload_backlog",
-    "silence",
-]
+from headway.records import AlertKind
 
 
 class NonFinite(BaseModel):
@@ -88,7 +71,7 @@ class Monitor(BaseModel):
     """How far and how often the run goes back."""
     watchdog: Watchdog = Watchdog()
     """When training hangs."""
-    mute: tuple[Kind, ...] = Field(default=(), strict=False)
+    mute: tuple[AlertKind, ...] = Field(default=(), strict=False)
     """Kinds of alerts that are not given."""
     webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the environment variable that holds the address alerts are posted to, as

@@ -276,6 +276,9 @@ class Cost(BaseModel):
     table's on-demand price of one such GPU is taken."""
     usd_per_hour: float | None = Field(default=None, ge=0)
     """Price of the whole machine, in US dollars per hour; always wins over the table's."""
+    provider: Literal["runpod", "vast"] | None = None
+    """Ask the provider what this machine costs now; where it does not say, the price above is
+    taken. The key comes from the environment: RUNPOD_API_KEY, CONTAINER_API_KEY or VAST_API_KEY."""
     prices: str | None = None
     """A file of your own prices, laid over headway's table (`headway plan` shows it); left out: the
     one that `$HEADWAY_PRICES` names, if it is set."""
@@ -289,6 +292,8 @@ class Cost(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_price(self) -> Self:
-        if self.usd_per_hour is None and self.gpu is None:
-            raise ValueError("write usd_per_hour, or gpu: a name from the price table")
+        if self.usd_per_hour is None and self.gpu is None and self.provider is None:
+            raise ValueError(
+                "write usd_per_hour, gpu: a name from the price table, or provider: who rents it"
+            )
         return self

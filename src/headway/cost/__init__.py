@@ -5,6 +5,7 @@
 *Does not promise.* The provider's bill: storage, idle time between attempts and taxes are not in.
 """
 
+from headway.cost.live import Unanswered, live_price
 from headway.cost.meter import Meter, Price, process_age_seconds, spent
 from headway.cost.prices import Gpu, Rate, find_gpu, load_prices, price_of
 
@@ -13,7 +14,9 @@ __all__ = [
     "Meter",
     "Price",
     "Rate",
+    "Unanswered",
     "find_gpu",
+    "live_price",
     "load_prices",
     "price_of",
     "process_age_seconds",

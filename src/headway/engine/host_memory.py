@@ -2,6 +2,8 @@
 
 glibc gives each thread a heap of its own that keeps what the thread freed. With the threads of
 torch and of the data, LoRA of SmolLM2-135M peaked at 2.65 GB; with one heap at 2.47 GB, no slower.
+That heap keeps up to 128 MB it could give back: the kernel clears every page that it gives again,
+and freeing the gradients of 1 M weights cost a step 1.2 ms (docs/results/speed.md).
 
 In bf16, oneDNN compiles every matrix product for its shape, and rows differ in length, so each step
 brings new shapes. Two caches, torch's and oneDNN's own, keep 1024 each, 0.55 MB a shape in small
@@ -15,7 +17,14 @@ import ctypes
 import os
 import sys
 
-M_ARENA_MAX = -8
+MIB = 2**20
+HEAP = {
+    "M_ARENA_MAX": (-8, 1),
+    "M_TRIM_THRESHOLD": (-1, 128 * MIB),
+    "M_TOP_PAD": (-2, 16 * MIB),
+    "M_MMAP_THRESHOLD": (-3, 32 * MIB),
+}
+"""Options of glibc's ``mallopt``: number, value."""
 KERNELS = 128
 """Kept by each cache. A microbatch of 15 rows of different lengths reuses fewer than 64 (replayed
 from oneDNN's trace). Too small a cache would compile every product anew, in 0.5 ms each."""
@@ -23,9 +32,11 @@ CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 def use_one_heap() -> bool:
-    """Make every later allocation of this process share one heap; False where that is not there."""
+    """One heap for all threads, that keeps up to 128 MB; False where glibc is not there."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return set_option is not None and set_option(M_ARENA_MAX, 1) == 1
+    if set_option is None:
+        return False
+    return all(set_option(number, value) == 1 for number, value in HEAP.values())
 
 
 def keep_few_kernels(kernels: int = KERNELS) -> None:

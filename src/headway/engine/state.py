@@ -222,9 +222,7 @@ def _restore_optimizer(
         kind, name = key.split(".", 1)
         if name not in parameters:
             raise CheckpointError(f"{path}: {key} belongs to no trained parameter of this model")
-        # Counters (AdamW's step) stay where the optimizer keeps them: on the host unless fused on a
-        # GPU.
-        rebuilt.setdefault(name, {})[kind] = tensor.to(parameters[name].device)
+        rebuilt.setdefault(name, {})[kind] = placed(state.optimizer, parameters[name], tensor)
     missing = [name for name in parameters if name not in rebuilt]
     if trained and missing:
         raise CheckpointError(
@@ -239,6 +237,20 @@ def _restore_optimizer(
         )
     for name, values in rebuilt.items():
         state.optimizer.state[parameters[name]] = values
+
+
+def placed(optimizer: Optimizer, parameter: Tensor, stored: Tensor) -> Tensor:
+    """A stored tensor where this optimizer keeps such state.
+
+    That of bitsandbytes' paged optimizers lies in memory that may leave the GPU, which only they
+    can give; elsewhere a resumed run would need what the run before it did not.
+    """
+    if not getattr(optimizer, "is_paged", False) or stored.shape != parameter.shape:
+        return stored.to(parameter.device)
+    kept: Tensor = optimizer.get_state_buffer(parameter, dtype=stored.dtype)  # type: ignore[attr-defined]
+    if parameter.is_cuda:
+        torch.cuda.synchronize(parameter.device)  # it is being filled with zeros
+    return kept.copy_(stored)
 
 
 def _opened(path: Path) -> Any:

@@ -22,7 +22,10 @@ from headway.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among the ranks, and its device."""
+    """This process's place among the ranks, and its device.
+
+    Numbers are exchanged from host memory (gloo), so that none of them waits for a GPU.
+    """
 
     device: torch.device
     rank: int = 0
@@ -37,7 +40,7 @@ class World:
         """Each value summed over all ranks, in float64, exact for counts below 2**53."""
         if self.ranks == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return [float(v) for v in total.tolist()]
 
@@ -46,7 +49,7 @@ class World:
         step."""
         if self.ranks == 1:
             return list(values)
-        highest = torch.tensor(values, device=self.device)
+        highest = torch.tensor(values)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         return [int(v) for v in highest.tolist()]
 
@@ -54,11 +57,11 @@ class World:
         """All ranks' rows of numbers, in rank order. Every row has the same length."""
         if self.ranks == 1:
             return rows
-        counts = torch.zeros(self.ranks, dtype=torch.int64, device=self.device)
+        counts = torch.zeros(self.ranks, dtype=torch.int64)
         counts[self.rank] = len(rows)
         dist.all_reduce(counts)
         width = self.agree(len(rows[0]) if rows else 0)[0]
-        padded = torch.zeros(int(counts.max()), width, dtype=torch.float64, device=self.device)
+        padded = torch.zeros(int(counts.max()), width, dtype=torch.float64)
         if rows:
             padded[: len(rows)] = torch.tensor(rows, dtype=torch.float64)
         parts = [torch.zeros_like(padded) for _ in range(self.ranks)]
@@ -71,8 +74,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self.ranks > 1:
-            dist.barrier()
+        self.agree(0)
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over ranks at its last backward of a step (DDP)."""
@@ -113,7 +115,7 @@ def joined(device: str) -> Iterator[World]:
         torch.cuda.set_device(place)
     if not dist.is_initialized():  # a run that rolls back is opened twice in one process
         dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=30)
+            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=30)
         )
     yield World(place, rank, ranks)
 

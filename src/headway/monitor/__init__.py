@@ -10,10 +10,10 @@ are wrong on clean runs is measured in ``docs/results/monitor.md``. It stops not
 back or stopped is decided by the run.
 """
 
-from headway.monitor.alerts import Alert, Kind, Over
+from headway.monitor.alerts import Alert, Over
 from headway.monitor.gauges import Sampler, look_at
 from headway.monitor.history import Gauges, History
-from headway.monitor.limits import Limits
+from headway.monitor.thresholds import Thresholds
 from headway.monitor.watch import RULES, Monitor
 from headway.monitor.webhook import Webhook, webhook_text
 
@@ -22,11 +22,10 @@ __all__ = [
     "Alert",
     "Gauges",
     "History",
-    "Kind",
-    "Limits",
     "Monitor",
     "Over",
     "Sampler",
+    "Thresholds",
     "Webhook",
     "look_at",
     "webhook_text",

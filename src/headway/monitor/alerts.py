@@ -6,31 +6,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal[
-    "non_finite",
-    "loss_spike",
-    "loss_rising",
-    "loss_flat",
-    "gradient_exploding",
-    "gradient_vanishing",
-    "gradient_zero",
-    "learning_rate_zero",
-    "evaluation_gap",
-    "throughput_drop",
-    "memory_growing",
-    "gpu_idle",
-    "disk_filling",
-    "upload_backlog",
-    "silence",
-    "roll_back",
-]
+from headway.records import AlertKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
     """One warning sign in words a person can act on."""
 
-    kind: Kind
+    kind: AlertKind
     level: Literal["warning", "critical"]
     what: str
     """What was measured, with its figures."""
@@ -48,7 +31,7 @@ class Alert:
 class Over:
     """An alert's cause is gone."""
 
-    kind: Kind
+    kind: AlertKind
     began_step: int
     step: int
 
@@ -66,10 +49,10 @@ class Episode:
 class Episodes:
     """What is going on now. ``looked`` gives the next one and what there is to say."""
 
-    going_on: Mapping[Kind, Episode]
+    going_on: Mapping[AlertKind, Episode]
 
     def looked(
-        self, step: int, kinds: Collection[Kind], found: Iterable[Alert], calm: int
+        self, step: int, kinds: Collection[AlertKind], found: Iterable[Alert], calm: int
     ) -> tuple[Episodes, list[Alert | Over]]:
         """After looking for ``kinds``: a sign begins an episode, ``calm`` looks without it end it.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from headway.monitor.alerts import Alert
 from headway.monitor.history import BLOCK_STEPS, NEAR_STEPS, Block, History, spread
-from headway.monitor.limits import Limits
+from headway.monitor.thresholds import Thresholds
 from headway.records import StepReport
 
 LEAST_STEPS = 24
@@ -49,12 +49,12 @@ def non_finite(report: StepReport) -> Alert | None:
     )
 
 
-def loss_spike(history: History, limits: Limits) -> Alert | None:
+def loss_spike(history: History, given: Thresholds) -> Alert | None:
     """How far the newest loss rose above the steps just before it, against the window's rises.
 
     Rises and not losses: in a window with the first steep fall in it, nothing would be high.
     """
-    window = history.rises[-limits.window_steps - 1 : -1]
+    window = history.rises[-given.window_steps - 1 : -1]
     if len(window) < LEAST_STEPS:
         return None
     middle, newest = statistics.median(window), history.rises[-1]
@@ -63,7 +63,7 @@ def loss_spike(history: History, limits: Limits) -> Alert | None:
         return None
     loss = history.steps[-1].loss
     score = above / max(spread(window), 1e-3 * abs(loss - newest), 1e-300)
-    if score < limits.spike_score:
+    if score < given.spike_score:
         return None
     return Alert(
         kind="loss_spike",
@@ -76,7 +76,7 @@ def loss_spike(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def loss_rising(history: History, limits: Limits) -> Alert | None:
+def loss_rising(history: History, given: Thresholds) -> Alert | None:
     """The newest three blocks all lie clearly above the best one: learning runs backwards."""
     blocks = history.blocks
     if len(blocks) < 2 * RISE_BLOCKS:
@@ -97,7 +97,7 @@ def loss_rising(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def loss_flat(history: History, limits: Limits) -> Alert | None:
+def loss_flat(history: History, given: Thresholds) -> Alert | None:
     """After 300 steps the loss is where it began, and the held-out loss too."""
     blocks = history.blocks
     if len(blocks) < FLAT_BLOCKS or blocks[0].last_step > BLOCK_STEPS:
@@ -120,9 +120,9 @@ def loss_flat(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def gradient_exploding(history: History, limits: Limits) -> Alert | None:
+def gradient_exploding(history: History, given: Thresholds) -> Alert | None:
     """Most of the newest gradients are ten times the window's median."""
-    norms = [step.grad_norm for step in history.steps[-limits.window_steps - OF_STEPS :]]
+    norms = [step.grad_norm for step in history.steps[-given.window_steps - OF_STEPS :]]
     window, newest = norms[:-OF_STEPS], norms[-OF_STEPS:]
     if len(window) < LEAST_STEPS or norms[-1] <= EXPLODING * min(window):
         return None  # the second is the quick way out of nearly every step
@@ -140,7 +140,7 @@ def gradient_exploding(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def gradient_vanishing(history: History, limits: Limits) -> Alert | None:
+def gradient_vanishing(history: History, given: Thresholds) -> Alert | None:
     """The gradient is a thousandth of what it was, and not because the loss is gone."""
     blocks = history.blocks
     if len(blocks) < 4:
@@ -160,7 +160,7 @@ def gradient_vanishing(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def gradient_zero(history: History, limits: Limits) -> Alert | None:
+def gradient_zero(history: History, given: Thresholds) -> Alert | None:
     """Three gradients in a row are exactly zero."""
     newest = history.steps[-ZERO_STEPS:]
     if len(newest) < ZERO_STEPS or any(step.grad_norm != 0 for step in newest):
@@ -175,7 +175,7 @@ def gradient_zero(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def learning_rate_zero(history: History, limits: Limits) -> Alert | None:
+def learning_rate_zero(history: History, given: Thresholds) -> Alert | None:
     """The learning rate is as good as zero while many steps remain."""
     newest = history.steps[-1]
     left = history.num_steps - newest.step
@@ -193,7 +193,7 @@ def learning_rate_zero(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def evaluation_gap(history: History, limits: Limits) -> Alert | None:
+def evaluation_gap(history: History, given: Thresholds) -> Alert | None:
     """Held-out loss rises twice in a row while the training loss falls: overfitting."""
     found = history.evaluations
     if len(found) < 3:

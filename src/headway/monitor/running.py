@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from headway.monitor.alerts import Alert
 from headway.monitor.history import BLOCK_STEPS, Block, History
-from headway.monitor.limits import Limits
+from headway.monitor.thresholds import Thresholds
 
 SPEED_BLOCKS, MEMORY_BLOCKS = 4, 6
 GPU_LOOKS, BACKLOG_LOOKS, DISK_LOOKS = 8, 8, 20
@@ -19,14 +19,14 @@ DISK_SECONDS = 1200.0
 """Over less time one tooth of the saw that saves and deletions make would look like a slope."""
 
 
-def throughput_drop(history: History, limits: Limits) -> Alert | None:
+def throughput_drop(history: History, given: Thresholds) -> Alert | None:
     """The newest block's tokens per second against the median of this attempt's blocks."""
     blocks = of_this_attempt(history)[1:]  # the first steps warm up
     if len(blocks) < SPEED_BLOCKS:
         return None
     usual = statistics.median(block.tokens_per_second for block in blocks[:-1])
     newest = blocks[-1].tokens_per_second
-    if newest >= limits.throughput_share * usual:
+    if newest >= given.throughput_share * usual:
         return None
     return Alert(
         kind="throughput_drop",
@@ -40,7 +40,7 @@ def throughput_drop(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def memory_growing(history: History, limits: Limits) -> Alert | None:
+def memory_growing(history: History, given: Thresholds) -> Alert | None:
     """Peak memory grew in each of the last blocks, and at this rate does not last to the end."""
     blocks, limit = of_this_attempt(history)[1:], history.memory_limit_bytes
     if limit is None or len(blocks) <= MEMORY_BLOCKS:
@@ -65,10 +65,10 @@ def memory_growing(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def gpu_idle(history: History, limits: Limits) -> Alert | None:
+def gpu_idle(history: History, given: Thresholds) -> Alert | None:
     """The GPU computed less than half of the time, over the last minutes."""
     known = [g.gpu_share for g in history.gauges[-GPU_LOOKS:] if g.gpu_share is not None]
-    if len(known) < GPU_LOOKS or statistics.median(known) >= limits.gpu_share:
+    if len(known) < GPU_LOOKS or statistics.median(known) >= given.gpu_share:
         return None
     return Alert(
         kind="gpu_idle",
@@ -80,7 +80,7 @@ def gpu_idle(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def disk_filling(history: History, limits: Limits) -> Alert | None:
+def disk_filling(history: History, given: Thresholds) -> Alert | None:
     """The next checkpoint does not fit, or at the present rate the disk is soon full."""
     known = [(g.at_seconds, g.disk_free_bytes) for g in history.gauges if g.disk_free_bytes]
     if not known:
@@ -88,7 +88,7 @@ def disk_filling(history: History, limits: Limits) -> Alert | None:
     free, save = known[-1][1], history.gauges[-1].save_bytes
     minutes = minutes_to_full(known)
     tight = save is not None and free < 1.05 * save
-    if not tight and (minutes is None or minutes > limits.disk_minutes):
+    if not tight and (minutes is None or minutes > given.disk_minutes):
         return None
     what = f"{size(free)} are free on the run's disk"
     what += f", and a checkpoint takes {size(save)}" if tight and save else ""
@@ -103,10 +103,10 @@ def disk_filling(history: History, limits: Limits) -> Alert | None:
     )
 
 
-def upload_backlog(history: History, limits: Limits) -> Alert | None:
+def upload_backlog(history: History, given: Thresholds) -> Alert | None:
     """Several checkpoints have been waiting for the bucket at every one of the last looks."""
     newest = [gauges.waiting_checkpoints for gauges in history.gauges[-BACKLOG_LOOKS:]]
-    if len(newest) < BACKLOG_LOOKS or min(newest) < limits.waiting_checkpoints:
+    if len(newest) < BACKLOG_LOOKS or min(newest) < given.waiting_checkpoints:
         return None
     return Alert(
         kind="upload_backlog",

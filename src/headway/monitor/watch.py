@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headway.monitor import learning, running
-from headway.monitor.alerts import Alert, Episodes, Kind, Over
+from headway.monitor.alerts import Alert, Episodes, Over
 from headway.monitor.history import Gauges, History
-from headway.monitor.limits import Limits
-from headway.records import StepReport
+from headway.monitor.thresholds import Thresholds
+from headway.records import AlertKind, StepReport
 
-Rule = Callable[[History, Limits], Alert | None]
+Rule = Callable[[History, Thresholds], Alert | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Rules that look at the same moments."""
 
-    rules: Mapping[Kind, Rule]
+    rules: Mapping[AlertKind, Rule]
     calm: int
     """Looks in a row without the sign after which it is over."""
 
@@ -57,7 +57,7 @@ AT_GAUGES = Group(
     },
     calm=20,
 )
-RULES: Mapping[Kind, Rule] = {
+RULES: Mapping[AlertKind, Rule] = {
     kind: rule
     for group in (AT_STEPS, AT_BLOCKS, SPEED_AT_BLOCKS, AT_EVALUATIONS, AT_GAUGES)
     for kind, rule in group.rules.items()
@@ -70,7 +70,7 @@ class Monitor:
 
     def __init__(
         self,
-        limits: Limits | None = None,
+        thresholds: Thresholds,
         *,
         num_steps: int = 0,
         memory_limit_bytes: int | None = None,
@@ -80,12 +80,12 @@ class Monitor:
         self.history = History(num_steps=num_steps, memory_limit_bytes=memory_limit_bytes)
         self.spiked: int | None = None
         """The newest step, if its loss was a spike: asked of every step, said once an episode."""
-        self._limits = limits or Limits()
+        self._thresholds = thresholds
         self._mute = frozenset(mute)
         self._episodes = Episodes({})
 
     @property
-    def going_on(self) -> tuple[Kind, ...]:
+    def going_on(self) -> tuple[AlertKind, ...]:
         """The alerts that are not over."""
         return tuple(self._episodes.going_on)
 
@@ -93,7 +93,7 @@ class Monitor:
         """After each step. A refused one is an alert of its own and no part of the history."""
         self.spiked = None
         sign = learning.non_finite(report)
-        kinds: list[Kind] = ["non_finite", "silence", "roll_back"]
+        kinds: list[AlertKind] = ["non_finite", "silence", "roll_back"]
         said = self._looked(report.step, kinds, [sign] if sign else [], AT_STEPS.calm)
         if report.refused is not None:
             return said
@@ -138,14 +138,14 @@ class Monitor:
 
     def _look(self, group: Group) -> list[Alert | Over]:
         step = self.history.steps[-1].step if self.history.steps else 0
-        found = [rule(self.history, self._limits) for rule in group.rules.values()]
+        found = [rule(self.history, self._thresholds) for rule in group.rules.values()]
         signs = [alert for alert in found if alert]
         if any(alert.kind == "loss_spike" for alert in signs):
             self.spiked = step
         return self._looked(step, list(group.rules), signs, group.calm)
 
     def _looked(
-        self, step: int, kinds: Collection[Kind], found: list[Alert], calm: int
+        self, step: int, kinds: Collection[AlertKind], found: list[Alert], calm: int
     ) -> list[Alert | Over]:
         wanted = [kind for kind in kinds if kind not in self._mute]
         self._episodes, said = self._episodes.looked(

@@ -10,17 +10,18 @@ import statistics
 from dataclasses import dataclass, replace
 from datetime import date
 
+from headway.building import build_context, make_plan
 from headway.config import RunConfig, find_recipe
-from headway.cost import Gpu, Rate, find_gpu, load_prices, price_of
+from headway.cost import Gpu, Rate, find_gpu, load_prices
 from headway.engine.optim import make_optimizer, trainable
 from headway.engine.state import TrainState
 from headway.engine.steps import train_steps
 from headway.engine.world import World, choose_device
 from headway.errors import ConfigError
 from headway.machine import hardware, prepare_torch
-from headway.opening import build_context, make_plan
 from headway.planning.offers import Money, Offer
 from headway.planning.plan import RunPlan, plan_run
+from headway.spending import price_now
 
 WARM_STEPS, TIMED_STEPS = 2, 3
 
@@ -124,7 +125,7 @@ def rate_here(config: RunConfig, own: Gpu | None) -> Rate | None:
     """The config's price, else the table's for this GPU."""
     if config.cost is None:
         return own.on_demand if own else None
-    price = price_of(config.cost.gpu, config.cost.usd_per_hour, config.cost.prices)
+    price = price_now(config.cost)
     if price.usd_per_hour == 0:
         return None
     return Rate(

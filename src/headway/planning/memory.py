@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from headway.building import build_context, optimizer_of
 from headway.config import RunConfig, find_recipe
 from headway.engine.fit import SHALLOW, Footprint, Held, at_depth, footprint, held
 from headway.engine.task import BuildContext, Microbatch, Task
 from headway.engine.world import World
-from headway.opening import build_context, optimizer_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

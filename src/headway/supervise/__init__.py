@@ -15,14 +15,14 @@ and the run's lock refuses the next one.
 from headway.supervise.child import answer_with_stacks, beat
 from headway.supervise.supervisor import HEARTBEAT_FILE, Ears, Patience, Supervisor
 from headway.supervise.trace import EVENTS, Trace, trace
-from headway.supervise.watchdog import Limits, Watchdog
+from headway.supervise.watchdog import SilenceLimits, Watchdog
 
 __all__ = [
     "EVENTS",
     "HEARTBEAT_FILE",
     "Ears",
-    "Limits",
     "Patience",
+    "SilenceLimits",
     "Supervisor",
     "Trace",
     "Watchdog",

@@ -28,7 +28,7 @@ LAST_WORDS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SilenceLimits:
     """How long silence may last."""
 
     alert_seconds: float = 300.0
@@ -56,7 +56,7 @@ class Watchdog:
     def __init__(
         self,
         folder: Path,
-        limits: Limits,
+        limits: SilenceLimits,
         *,
         heartbeat: Path | None,
         on_silence: Callable[[float, Path | None], None],

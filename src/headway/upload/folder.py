@@ -112,7 +112,7 @@ class FolderStore:
         with _explained(f"replacing {self.root / name}"):
             path = self._inside(name)
             self._make_folder(path.parent)
-            with self._swapping, (path.parent / f"{_LOCK}-{path.name}").open("a") as lock:
+            with self._swapping, (path.parent / _LOCK).open("a") as lock:
                 fcntl.lockf(lock, fcntl.LOCK_EX)  # released when the file is closed
                 found = _tag(path.stat()) if path.exists() else None
                 if found != tag:

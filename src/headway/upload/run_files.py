@@ -1,4 +1,4 @@
-"""The small files beside the checkpoints: the config, whole, and the journal, piece by piece.
+"""The small files beside the checkpoints: config and evaluations, whole, the journal in pieces.
 
 The journal only grows, so each piece holds the whole lines since the last one, under a name that
 says from which byte to which. What restores as the journal is the pieces that follow on each other
@@ -22,6 +22,7 @@ from headway.upload.layout import (
     Segment,
     Version,
     chain,
+    first_attempt,
     is_safe,
     newest_versions,
     segments,
@@ -48,6 +49,8 @@ class _Whole:
     path: Path
     number: int = 0
     digest: str = ""
+    seen: tuple[int, int] | None = None
+    """Its time and size when it was read last."""
 
 
 class RunFiles:
@@ -56,6 +59,9 @@ class RunFiles:
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
         self._files: dict[str, _Growing | _Whole] = {}
+        self._folders: dict[str, Path] = {}
+        self._there: dict[str, str] | None = None
+        """File -> digest of what would come back of it; None: the bucket was not asked yet."""
         self._lock = threading.Lock()
 
     def add(self, key: str, path: Path, *, grows: bool) -> None:
@@ -64,9 +70,19 @@ class RunFiles:
             if key not in self._files:
                 self._files[key] = _Growing(path) if grows else _Whole(path)
 
+    def add_folder(self, key: str, path: Path) -> None:
+        """Every file below it, also those that come later. None of them needs to be sent."""
+        with self._lock:
+            self._folders[key] = path
+
     def send(self, remote: Remote, line: Line) -> int:
         """Send what is new in each file; returns how many bytes. Raises RemoteError, Cut."""
         with self._lock:
+            for folder, path in self._folders.items():
+                for file in sorted(path.rglob("*")):
+                    key = f"{folder}/{file.relative_to(path).as_posix()}"
+                    if key not in self._files and is_safe(key) and is_regular(file):
+                        self._files[key] = _Whole(file)
             files = list(self._files.items())
         return sum(
             self._send_growth(key, file, remote, line)
@@ -77,16 +93,28 @@ class RunFiles:
         )
 
     def _send_whole(self, key: str, file: _Whole, remote: Remote, line: Line) -> int:
+        found = file.path.stat()
+        seen = (found.st_mtime_ns, found.st_size)
+        if seen == file.seen:
+            return 0
         data = read_regular(file.path)
         digest = short(data)
-        if digest == file.digest:
+        if digest == (file.digest or self._known(remote, line).get(key)):
+            file.digest, file.seen = digest, seen
             return 0
         version = Version(
             file=key, attempt=self.attempt, number=file.number + 1, digest=digest
         )  # fmt: skip
         put(version.key, of_bytes(data), remote, line, lambda what: None)
-        file.number, file.digest = version.number, digest
+        file.number, file.digest, file.seen = version.number, digest, seen
         return len(data)
+
+    def _known(self, remote: Remote, line: Line) -> dict[str, str]:
+        if self._there is None:
+            objects = line.ask(lambda: remote.list(""))
+            versions = newest_versions(objects, first_attempt(objects))
+            self._there = {name: version.digest for name, version in versions.items()}
+        return self._there
 
     def _send_growth(self, key: str, file: _Growing, remote: Remote, line: Line) -> int:
         if file.sent_bytes is None or file.sent_bytes > file.path.stat().st_size:
@@ -123,6 +151,11 @@ def already_sent(key: str, data: bytes, remote: Remote, line: Line) -> int:
             break
         same = piece.end
     return same
+
+
+def is_regular(path: Path) -> bool:
+    """A readable file that is no link."""
+    return path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
 
 
 def short(data: bytes) -> str:

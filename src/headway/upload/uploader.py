@@ -118,6 +118,10 @@ class Uploader:
         """
         self._run_files.add(key, path, grows=grows)
 
+    def also_below(self, key: str, folder: Path) -> None:
+        """In the same way every file below ``folder`` that can be read."""
+        self._run_files.add_folder(key, folder)
+
     def pending(self) -> frozenset[int]:
         """Steps queued or in flight: not to be pruned. What was skipped is not among them."""
         with self._changed:
