@@ -102,44 +102,48 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="One JSON line an answer.")] = False,
 ) -> None:
     """Try a checkpoint: a request is read and written exactly as the rows it was trained on."""
-    import json as json_module
-
     from headway.api import load_run
-    from headway.errors import ConfigError
 
-    chain = {"problem": problem, "steps": steps, "evidence": evidence}
+    chain = given_of(problem=problem, steps=steps, evidence=evidence)
+    options = given_of(
+        max_new_tokens=max_new_tokens, temperature=temperature, instruction=instruction
+    )
     if image:
-        if prompt or file or any(value is not None for value in chain.values()):
-            raise ConfigError("--image goes with --instruction alone, not with other requests")
-        requests = picture_requests(image)
+        requests = picture_requests(image, bool(prompt or file or chain))
     else:
-        given_chain = {k: v for k, v in chain.items() if v is not None}
-        requests = requests_of(prompt or [], given_chain, file)
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "instruction": instruction,
-    }
-    options = {key: value for key, value in given.items() if value is not None}
+        requests = requests_of(prompt or [], chain, file)
     trained = load_run(run, step)
     check_all(trained.recipe, requests, options)
     for _, request in requests:
-        answer = trained.predict({**options, **request})
-        if json:
-            typer.echo(json_module.dumps({**request, **answer}))
-            continue
-        if len(requests) > 1 and image:
-            typer.secho(picture_name(request), bold=True, err=True)
-        typer.echo(shown(answer["text"]))
-        if image:
-            typer.echo(f"{answer['tokens']} tokens, {answer['seconds']:.1f} s", err=True)
+        say_answer(request, trained.predict({**options, **request}), json)
 
 
-def picture_requests(given: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
-    """(where, request) of every page of every picture; ConfigError for a path without one."""
+def given_of(**options: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def say_answer(request: Mapping[str, Any], answer: Mapping[str, Any], json: bool) -> None:
+    """One answer on stdout; of a picture, which it was and how long it took on stderr."""
+    import json as json_module
+
+    if json:
+        typer.echo(json_module.dumps({**request, **answer}))
+        return
+    if "image" in request:
+        facts = f"{answer['tokens']} tokens, {answer['seconds']:.1f} s"
+        typer.secho(f"{picture_name(request)} ({facts})", bold=True, err=True)
+    typer.echo(shown(answer["text"]))
+
+
+def picture_requests(given: Sequence[Path], others: bool) -> list[tuple[str, dict[str, Any]]]:
+    """(where, request) of every page of every picture; ConfigError for a path without one, and
+    where ``others`` were asked for too."""
     from headway.data.pictures import ENDINGS, Picture, pages
     from headway.errors import ConfigError
 
+    if others:
+        raise ConfigError("--image goes with --instruction alone, not with other requests")
     found: list[tuple[str, dict[str, Any]]] = []
     for place in given:
         if not place.exists():
