@@ -100,9 +100,10 @@ def refuse_unusable(
     data: HasLimits, report: DataReport, sizes: Sequence[int], *, held_out: bool
 ) -> None:
     """DataError where the rows are not what the section allows; ``sizes``: of training sources."""
-    if not held_out and data.eval_fraction is not None and sum(sizes):
+    total = sum(sizes)
+    if not held_out and data.eval_fraction is not None and total:
         raise DataError(
-            f"eval_fraction: {data.eval_fraction} of {sum(sizes)} rows holds out no row; "
+            f"eval_fraction: {data.eval_fraction} of {total} rows holds out no row; "
             "raise it, or give eval:"
         )
     refuse_beyond(

@@ -90,7 +90,7 @@ def adapted(base: Any, config: ModelConfig) -> nn.Module:
     tuning = config.tuning
     if isinstance(tuning, Full):
         train_only(base, config.adapt)
-        return base  # type: ignore[no-any-return]
+        return base
     endings = None if tuning.target_modules == "all-linear" else tuning.target_modules
     layers = linear_layers(base, config.adapt, endings)
     if not layers:

@@ -152,7 +152,9 @@ def _conversation(
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise DataError(f"{where}: the conversation must be a list with at least one message")
     waiting = list(data.get("images") or [])  # those that parts without a picture stand for
-    folder, messages, pictures = folder_of(where), [], []
+    folder = folder_of(where)
+    messages: list[Message] = []
+    pictures: list[Picture] = []
     for index, turn in enumerate(turns):
         at = f"{where}: message {index}"
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
