@@ -130,7 +130,6 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "regression-merged": ("regression", regression, "merged"),
     "regression-full": ("regression", regression_full, "full"),
     "vision-lora": ("vision", vision, "adapter"),
-    "vision-merged": ("vision", vision, "merged"),
     "vision-scratch": ("vision", vision_scratch, "full"),
     "toy": ("toy", toy, "weights"),
 }
