@@ -186,7 +186,6 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "regression-merged": ("regression", regression, "merged"),
     "regression-full": ("regression", regression_full, "full"),
     "vision-lora": ("vision", vision, "adapter"),
-    "vision-merged": ("vision", vision, "merged"),
     "vision-scratch": ("vision", vision_scratch, "full"),
     "graph_vae": ("graph_vae", graph_vae, "full"),
     "latent_editor-lora": ("latent_editor", latent_editor, "adapter"),

@@ -546,3 +546,15 @@ def test_a_new_model_counts_its_layers_and_is_saved_as_transformers_would(tmp_pa
     model = AutoModelForImageTextToText.from_pretrained(newest)
     assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
     assert backbone(model).head.weight is model.get_input_embeddings().weight
+
+
+def test_a_merged_export_is_one_folder_that_transformers_loads(tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    train(config_of(tmp_path))
+    found = load_run(tmp_path / "runs/run").export(tmp_path / "merged", "merged")
+    assert found["largest_logit_difference"] < 2e-3
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert AutoImageProcessor.from_pretrained(tmp_path / "merged").patch_size == 8

@@ -74,8 +74,6 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="One JSON line an answer.")] = False,
 ) -> None:
     """Try a checkpoint: a request is read and written exactly as the rows it was trained on."""
-    import json as json_module
-
     from headway.api import load_run
 
     requests = requests_of(
@@ -91,15 +89,20 @@ def predict(
     trained = load_run(run, step)
     check_all(trained.recipe, requests, given)
     for _, request in requests:
-        answer = trained.predict({**given, **request})
-        if json:
-            typer.echo(json_module.dumps({**request, **answer}))
-            continue
-        if len(requests) > 1 and image:
-            typer.secho(picture_name(request), bold=True, err=True)
-        typer.echo(shown(answer["text"]))
-        if image:
-            typer.echo(f"{answer['tokens']} tokens, {answer['seconds']:.1f} s", err=True)
+        say_answer(request, trained.predict({**given, **request}), json)
+
+
+def say_answer(request: Mapping[str, Any], answer: Mapping[str, Any], json: bool) -> None:
+    """One answer on stdout; of a picture, which it was and how long it took on stderr."""
+    import json as json_module
+
+    if json:
+        typer.echo(json_module.dumps({**request, **answer}))
+        return
+    if "image" in request:
+        facts = f"{answer['tokens']} tokens, {answer['seconds']:.1f} s"
+        typer.secho(f"{picture_name(request)} ({facts})", bold=True, err=True)
+    typer.echo(shown(answer["text"]))
 
 
 def picture_requests(given: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from headway.config import RunConfig
 
 ASK = """\
 import signal, sys
@@ -96,12 +99,8 @@ def train(
     with Signals():  # torch takes seconds to load: a signal then is one before step 1 too
         from headway.api import train_run
         from headway.cli.progress import progress
-        from headway.config import load_config
-        from headway.config.quick import quick as made_quick
 
-        loaded = load_config(config, overrides or [])
-        if quick:
-            loaded = made_quick(loaded)
+        loaded = loaded_config(config, overrides or [], quick)
     with progress(json) as show:
         step = None if from_step is None else step_number(from_step)
         folder, reason = train_run(loaded, fresh=fresh or quick, from_step=step, show=show)
@@ -114,6 +113,15 @@ def again(fresh: bool, json: bool, supervise: bool, hang_minutes: float | None) 
     given = {"--fresh": fresh, "--json": json, "--supervise": supervise}
     hang = [] if hang_minutes is None else ["--hang-minutes", str(hang_minutes)]
     return [name for name, is_given in given.items() if is_given] + hang
+
+
+def loaded_config(config: Path, overrides: list[str], quick: bool) -> RunConfig:
+    """The config, made small where that was asked for."""
+    from headway.config import load_config
+    from headway.config.quick import quick as made_quick
+
+    loaded = load_config(config, overrides)
+    return made_quick(loaded) if quick else loaded
 
 
 def demo(

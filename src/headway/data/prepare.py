@@ -100,7 +100,7 @@ def refuse_unusable(
     data: HasLimits, report: DataReport, sizes: Sequence[int], *, held_out: bool
 ) -> None:
     """DataError where the rows are not what the section allows; ``sizes``: of training sources."""
-    total: int = sum(sizes)
+    total = sum(sizes)
     if not held_out and data.eval_fraction is not None and total:
         raise DataError(
             f"eval_fraction: {data.eval_fraction} of {total} rows holds out no row; "

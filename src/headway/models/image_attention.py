@@ -101,10 +101,10 @@ def _same(module: Any) -> bool:
     x = torch.randn(20, width, generator=drawn).to(weight.device, weight.dtype)
     angle = torch.randn(20, width // module.num_heads, generator=drawn).to(weight.device)
     ends = torch.tensor([0, 6, 10, 16, 20], dtype=torch.int32, device=weight.device)
-    places: dict[str, Any] = {"cu_seqlens": ends, "position_embeddings": (angle.cos(), angle.sin())}
+    turned = (angle.cos(), angle.sin())
     try:
-        own = type(module).forward(module, x, **places)
-        ours = _stacked(module, x, **places)
+        own = type(module).forward(module, x, cu_seqlens=ends, position_embeddings=turned)
+        ours = _stacked(module, x, ends, turned)
     except (TypeError, RuntimeError, ValueError):
         return False
     exact = 1e-4 if own.dtype == torch.float32 else 3e-2

@@ -153,8 +153,8 @@ def _conversation(
         raise DataError(f"{where}: the conversation must be a list with at least one message")
     waiting = list(data.get("images") or [])  # those that parts without a picture stand for
     folder = folder_of(where)
-    messages: list[Any] = []
-    pictures: list[Any] = []
+    messages: list[Message] = []
+    pictures: list[Picture] = []
     for index, turn in enumerate(turns):
         at = f"{where}: message {index}"
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
