@@ -142,6 +142,30 @@ def test_the_middle_of_a_large_journal_is_not_read(tmp_path: Path) -> None:
     assert glance(tmp_path / "run").step == 3000
 
 
+@pytest.mark.parametrize("restored", [None, 1900, 2000])
+def test_the_newest_evaluation_is_found_far_back_and_a_restart_behind_it_takes_it_back(
+    tmp_path: Path, restored: int | None
+) -> None:
+    events = fake_run.journal(steps=2600, every=2000, cut=0, end=None)
+    kept = [e for e in events if e["event"] != "evaluation" or e["step"] != 2600]
+    if restored is not None:
+        at = next(n for n, e in enumerate(kept) if e.get("step") == 2300)
+        steps = [e for e in kept if e["event"] == "step" and e["step"] > restored]
+        attempt = {**events[0], "attempt": 3, "restored_step": restored}
+        kept = [*kept[:at], attempt, *steps]
+    path = tmp_path / "run" / "journal.jsonl"
+    path.parent.mkdir()
+    path.write_text(
+        "".join(json.dumps({"event": e["event"]} | e, separators=(",", ":")) + "\n" for e in kept)
+    )
+    told = glance(tmp_path / "run")
+    assert told.tokens is None, "only its ends were read"
+    if restored == 1900:
+        assert told.held_out_loss is None, "what was taken back is not shown"
+    else:
+        assert told.held_out_loss == summarise(kept).held_out_loss
+
+
 def test_the_stop_of_an_earlier_attempt_does_not_end_the_run() -> None:
     events = fake_run.journal(steps=60, every=10, end=None)
     cut = next(n for n, event in enumerate(events) if event["attempt"] == 2)

@@ -54,7 +54,7 @@ class Following:
         self._know_peak(self._live.gpu)
         beside = Beside(
             name=self.name,
-            writer_pid=writer_pid(self.path),
+            writer_pid=self._writer_pid(),
             host=self._host,
             budget_usd=self._budget_usd(),
             peak_flops_per_second=self._peaks,
@@ -66,6 +66,12 @@ class Following:
         now = datetime.now(UTC)
         trouble = [Line("disk", self.trouble, "warning")] if self.trouble else []
         return [*trouble, *lines(view or self.view(now), now)]
+
+    def _writer_pid(self) -> int | None:
+        try:
+            return writer_pid(self.path)
+        except OSError:  # a lock that this user may not read says nothing
+            return None
 
     def _know_peak(self, gpu: str) -> None:
         if not gpu or gpu in self._peaks:

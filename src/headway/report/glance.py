@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-HEAD_BYTES = 32_768
-TAIL_BYTES = 131_072
+HEAD_BYTES = 16_384
+TAIL_BYTES = 49_152
+FAR_BYTES = 1 << 20
+"""How far back the newest evaluation is looked for, without parsing what lies between."""
 STEPS = 50
 """Steps that the rate is the median of."""
 
@@ -28,14 +30,28 @@ def head_and_tail(path: Path) -> tuple[Events, bool]:
             head.append(event)
             if event.get("event") == "plan":
                 break
-    return [*head, *tail_events(path, steps=STEPS)], False
+    tail = tail_events(path, steps=STEPS)
+    if any(event.get("event") == "evaluation" for event in tail):
+        return [*head, *tail], False
+    return [*head, *_since_evaluation(path, size), *tail], False
+
+
+def _since_evaluation(path: Path, size: int) -> Events:
+    """The newest evaluation, and everything since but the steps."""
+    with path.open("rb") as file:
+        start = max(HEAD_BYTES, size - FAR_BYTES)
+        file.seek(start)
+        far = file.read(size - start)
+    at = far.rfind(b'\n{"event":"evaluation"')
+    lines = _lines(far[at + 1 :]) if at >= 0 else []
+    return list(_parsed(line for line in lines if not line.startswith(b'{"event":"step"')))
 
 
 def tail_events(path: Path, tail_bytes: int = TAIL_BYTES, steps: int | None = None) -> Events:
     """The events that lie whole in the journal's last ``tail_bytes``; a torn last line is dropped.
 
     An event longer than that is looked for further back, so the newest event is never missed. With
-    ``steps``, only as many as hold that many steps and an evaluation: the rest is not parsed.
+    ``steps``, only as many as hold that many steps: the rest is not parsed.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -50,15 +66,14 @@ def tail_events(path: Path, tail_bytes: int = TAIL_BYTES, steps: int | None = No
 
 
 def _last(newest_first: Iterator[dict[str, Any]], steps: int | None) -> Events:
-    """Events until there are enough of them."""
+    """Events until there are so many steps among them; None: all."""
     taken: Events = []
-    seen = {"step": 0, "evaluation": 0}
+    seen = 0
     for event in newest_first:
         taken.append(event)
-        if event.get("event") in seen:
-            seen[event["event"]] += 1
-            if steps is not None and seen["step"] >= steps and seen["evaluation"]:
-                break
+        seen += event.get("event") == "step"
+        if steps is not None and seen >= steps:
+            break
     return taken
 
 
