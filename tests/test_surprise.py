@@ -23,14 +23,12 @@ from chain_runs import (
     FULL,
     LORA,
     QLORA,
-    RECORDS,
     awake,
     chain_of,
     config_of,
     evaluation_of,
     record,
     task_of,
-    write,
 )
 from headway.api import load_run, train
 from headway.data.chains import Chain
@@ -413,6 +411,7 @@ def test_a_head_without_its_surprise_does_not_load(
 
 def test_an_older_export_that_says_nothing_of_it_loads(tmp_path: Path) -> None:
     task = awake(task_of(tmp_path))
+    assert HeadShape().surprise is False and task.model.surprise is False
     (tmp_path / "out").mkdir()
     RECIPE.export(task, task.config, tmp_path / "out", "merged")
     means = json.loads((tmp_path / "out/head.json").read_text())
@@ -429,28 +428,3 @@ def test_a_run_goes_on_only_with_the_same_head_and_weight(tmp_path: Path) -> Non
     ):
         with pytest.raises(ConfigError, match=key):
             train(config_of(tmp_path, changes))
-
-
-def test_it_is_told_apart_only_with_it(tmp_path: Path) -> None:
-    """Labels that are the surprise itself: a head beside a frozen model needs to be given it."""
-    assert HeadShape().surprise is False
-    rows = [{**r, "targets": [1.0] * len(r["targets"])} for r in RECORDS]
-    task = awake(task_of(tmp_path, head=HEAD, data={"train": write(tmp_path / "t.jsonl", rows)}))
-    assert task.train is not None
-    one = seen_by_head(task, range(24))
-    wanted = torch.tensor([values[1] for values in one.values()])
-    inputs = task.train.microbatch(range(24)).inputs
-    with torch.no_grad():
-        hidden = hidden_states(task.model.language, *read_of(inputs)[:3])[inputs["at"]]
-    given = torch.cat([hidden, torch.tensor(list(one.values()))], 1)
-    half = len(wanted) // 2
-
-    def left(features: Tensor) -> float:
-        """Error on the second half of ridge regression on the first, as a share of the spread."""
-        x, y = features[:half].double(), wanted[:half].double()
-        mean = y.mean()
-        w = torch.linalg.solve(x.T @ x + 0.1 * torch.eye(x.shape[1]), x.T @ (y - mean))
-        off = features[half:].double() @ w + mean - wanted[half:].double()
-        return float(off.square().mean() / wanted[half:].double().var())
-
-    assert left(given) < 0.2 < left(hidden)
