@@ -38,6 +38,7 @@ from headway.show import Quiet, Show
 from headway.signals import Signals
 from headway.spending import USED, limits_of, rung_of, started_meter
 from headway.summary import summary
+from headway.tracking import tracking
 from headway.upload.faults import scrubbed
 from headway.uploading import Uploading, uploading
 from headway.viewing import JOURNAL_FILE, open_run
@@ -80,6 +81,7 @@ def opened(
         if world.leads:
             journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
             journal.append("opening", pid=os.getpid(), host=socket.gethostname())
+        stack.enter_context(tracking(config.track, folder, journal, show.say))
         stack.enter_context(last_words(journal, meter, limits))
         saver = stack.enter_context(Saver(store))
         if world.leads:
@@ -104,8 +106,7 @@ def opened(
             signals, show, facts, rung, monitor, bucket,
         )  # fmt: skip
         run.remember(events)
-        if journal:
-            introduce(run, journal, notes)
+        introduce(run, notes)
         signals.arm()
         yield run
 
@@ -265,8 +266,11 @@ def warm_started(
     return [("warm_start", what)]
 
 
-def introduce(run: Run, journal: Journal, notes: list[tuple[str, str]]) -> None:
-    """Write to the journal, and say, what this attempt starts with."""
+def introduce(run: Run, notes: list[tuple[str, str]]) -> None:
+    """Write to the journal, and say, what this attempt starts with; nothing without a journal."""
+    journal = run.journal
+    if journal is None:
+        return
     if run.bucket:
         run.bucket.claim()
     facts = run.task.facts()
