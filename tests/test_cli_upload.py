@@ -70,6 +70,9 @@ def test_push_sends_the_newest_one_or_all_and_status_says_what_is_missing(run, t
 
 def test_the_list_of_checkpoints_says_what_was_sent_and_what_the_bucket_really_has(run, tmp_path):
     assert "bucket" not in said("checkpoints", "list", "run").splitlines()[0]
+    said("upload", "push", "run")
+    rows = json.loads(said("checkpoints", "list", "run", "--json"))
+    assert [row["bucket"] for row in rows] == [None, None, "sent"]
     said("upload", "push", "run", "--all")
     shutil.rmtree(run / "checkpoints/step-00000100")
     title, *lines = said("checkpoints", "list", "run").splitlines()
