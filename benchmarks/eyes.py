@@ -131,7 +131,7 @@ from headway import RunConfig, train
 given = json.loads(sys.argv[1])
 train(RunConfig(**given))
 """
-NOWHERE = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+NOWHERE = {"WANDB_BASE_URL": "http://localhost:9", "WANDB_API_KEY": "0" * 40}
 """A port at which nobody answers."""
 
 
