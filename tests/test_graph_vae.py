@@ -199,10 +199,11 @@ def test_dimensions_in_use_are_counted_and_errors_are_in_mm() -> None:
 
 def collapse(folder: Path, weight: float) -> list[dict[str, Any]]:
     tree = tree_of("graph_vae", folder)
-    tree["train"] |= {"horizon": {"steps": 30}, "learning_rate": 0.01}
-    tree["evaluate"] |= {"every_steps": 10}
+    tree["train"] |= {"horizon": {"steps": 120}, "learning_rate": 0.01}
+    tree["evaluate"] |= {"every_steps": 40}
+    tree["checkpoint"] |= {"every_steps": None}
     tree["task"] |= {"least_active": 2, "kl": {"weight": weight, "free_bits": 0.0,
-                                               "warmup_steps": 3}}  # fmt: skip
+                                               "warmup_steps": 50}}  # fmt: skip
     tree["task"]["data"]["eval"] = {"count": 60, "seed": 2}
     train(RunConfig(**tree))
     events = read_events(folder / "runs/run/journal.jsonl", {"alert", "evaluation"})
