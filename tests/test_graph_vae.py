@@ -21,7 +21,7 @@ from headway.errors import CheckpointError, ConfigError
 from headway.journal import read_events
 from headway.models.graph_vae import GraphVae, VaeShape, kl_nats, weights_sha256
 from headway.recipes.graph_metrics import dimension_errors, measure
-from headway.recipes.graph_rows import GraphRows
+from headway.recipes.graph_rows import GraphRows, pairs_of
 from headway.recipes.graph_use import export_vae, latents, load_vae, read_latents
 from headway.recipes.graph_vae import GraphVaeConfig, GraphVaeRecipe, reconstruction
 from toy import context
@@ -199,10 +199,11 @@ def test_dimensions_in_use_are_counted_and_errors_are_in_mm() -> None:
 
 def collapse(folder: Path, weight: float) -> list[dict[str, Any]]:
     tree = tree_of("graph_vae", folder)
-    tree["train"] |= {"horizon": {"steps": 30}, "learning_rate": 0.01}
-    tree["evaluate"] |= {"every_steps": 10}
+    tree["train"] |= {"horizon": {"steps": 120}, "learning_rate": 0.01}
+    tree["evaluate"] |= {"every_steps": 40}
+    tree["checkpoint"] |= {"every_steps": None}
     tree["task"] |= {"least_active": 2, "kl": {"weight": weight, "free_bits": 0.0,
-                                               "warmup_steps": 3}}  # fmt: skip
+                                               "warmup_steps": 50}}  # fmt: skip
     tree["task"]["data"]["eval"] = {"count": 60, "seed": 2}
     train(RunConfig(**tree))
     events = read_events(folder / "runs/run/journal.jsonl", {"alert", "evaluation"})
@@ -263,3 +264,12 @@ def test_one_weight_more_or_less_is_another_autoencoder() -> None:
     with torch.no_grad():
         model.pair_scale[0] = model.pair_scale[0].nextafter(torch.tensor(0.0))
     assert weights_sha256(model) != before
+
+
+def test_padding_is_no_edge_in_what_the_model_reads() -> None:
+    """Seed defect 4(g) 7: padded edges were loops on face 0."""
+    graphs = some_graphs(60)
+    pairs = pairs_of(graphs.ends, graphs.edges)
+    assert (pairs[..., 0].sum((1, 2)) == (graphs.ends[..., 0] >= 0).sum(1)).all()
+    assert (pairs[:, np.arange(11), np.arange(11)] == 0).all()
+    np.testing.assert_array_equal(pairs, pairs.transpose(0, 2, 1, 3))

@@ -70,7 +70,7 @@ class GraphRows:
             inputs=inputs,
             rows=tuple(int(row) for row in rows),
             weights=(1.0,) * len(rows),
-            tokens=int((inputs["types"] >= 0).sum()),
+            tokens=int((self.graphs.types[np.asarray(rows, dtype=np.int64)] >= 0).sum()),
         )
 
 
