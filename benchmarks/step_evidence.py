@@ -3,11 +3,13 @@
     python -m benchmarks.step_evidence read TO.npz [--run RUN --step N | --adapter DIR]
         [--train 500] [--held 300] [--labels runs/step-labels]
     python -m benchmarks.step_evidence fit NAME=A.npz [NAME=B.npz …]
+    python -m benchmarks.step_evidence cost [--labels runs/step-labels]
 
 ``read`` sends chains through a model once (untrained, at a checkpoint of a run of the recipe
 ``regression``, or with another run's adapter) and keeps, for each step, hidden states at its end
 and their means, and for each of its tokens the surprise: -log p of it, in nats. ``fit`` trains
 small heads on parts of that and prints, for each kind of error, the AUC on the held-out chains.
+``cost`` times the gradient of the same batch with and without the surprise, in turn.
 """
 
 from __future__ import annotations
@@ -47,21 +49,26 @@ KINDS = ("carry", "swapped", "dropped", "follows", "arithmetic", "operand")
 # ------------------------------------------------------------------ reading
 
 
+def built(labels: Path, data: bool, **task: Any) -> RegressionTask:
+    """The task of configs/step_confidence.yaml, its adapters untrained, with these keys changed."""
+    train = str(labels / "train.jsonl")
+    tree = {"base_model": MODEL, "max_tokens": 512, "data": {"train": train}, **task}
+    return RECIPE.build(
+        RegressionConfig.model_validate(tree),
+        BuildContext(
+            seed=SEED, batch_size=16, microbatch_size=None, precision="bf16", device="cpu", rank=0,
+            ranks=1, activation_checkpointing=False, compile=False, held_out_rows=None,
+            cache=cache_folder(), data=data,
+        ),
+    )  # fmt: skip
+
+
 def loaded(arguments: argparse.Namespace) -> RegressionTask:
     """The model that is asked, without data."""
     if arguments.run:
         task: Any = load_run(arguments.run, arguments.step).task
         return task
-    data = {"train": str(arguments.labels / "train.jsonl")}
-    tree = {"base_model": MODEL, "max_tokens": 512, "data": data}
-    task = RECIPE.build(
-        RegressionConfig.model_validate(tree),
-        BuildContext(
-            seed=SEED, batch_size=1, microbatch_size=1, precision="bf16", device="cpu", rank=0,
-            ranks=1, activation_checkpointing=False, compile=False, held_out_rows=None,
-            cache=cache_folder(), data=False,
-        ),
-    )  # fmt: skip
+    task = built(arguments.labels, data=False)
     if arguments.adapter:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
@@ -343,6 +350,32 @@ def as_in_a_run(
                 yield update + 1, head(x[torch.tensor(held)]).sigmoid().double().numpy()
 
 
+def cost(arguments: argparse.Namespace) -> None:
+    """Seconds of forward and backward of 8 chains, the fastest of three turns."""
+    torch.set_num_threads(1)
+    kinds = {
+        "neither": {},
+        "surprise": {"head": {"surprise": True}},
+        "surprise and lm_weight": {"head": {"surprise": True}, "lm_weight": 0.3},
+    }
+    tasks = {
+        name: built(arguments.labels, name == "neither", **keys) for name, keys in kinds.items()
+    }
+    microbatches = [tasks["neither"].train.microbatch(range(n, n + 4)) for n in (0, 4)]  # type: ignore[union-attr]
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(3):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            for microbatch in microbatches:
+                with autocast("bf16", torch.device("cpu")):
+                    sums = task.loss(task.model, microbatch.inputs)
+                sums["loss"].sum().backward()
+            seconds[name].append(time.perf_counter() - started)
+    first = min(seconds["neither"])
+    for name, found in seconds.items():
+        print(f"{name}: {min(found):.2f} s, {min(found) / first - 1:+.1%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(required=True)
@@ -358,6 +391,9 @@ def main() -> None:
     fitting = verbs.add_parser("fit")
     fitting.add_argument("files", nargs="+")
     fitting.set_defaults(do=fit)
+    timing = verbs.add_parser("cost")
+    timing.add_argument("--labels", type=Path, default=Path("runs/step-labels"))
+    timing.set_defaults(do=cost)
     arguments = parser.parse_args()
     arguments.do(arguments)
 

@@ -24,8 +24,8 @@ EVIDENCE = 12
 """Numbers that ``evidence`` gives for each score."""
 SCALE = 16.0
 """A head that begins beside hundreds of hidden numbers of size 1 hardly looks at twelve of that
-size: after 60 steps its AUC was 0.57 without them, 0.59 with them, 0.70 with them eight times, 0.72
-sixteen times as large (docs/results/step-confidence.md)."""
+size: after 60 updates its AUC was 0.57 without them, 0.60 with them, 0.69 with them four times,
+0.72 sixteen times as large (docs/results/step-confidence.md)."""
 
 
 @dataclass(frozen=True, slots=True)
