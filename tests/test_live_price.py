@@ -16,6 +16,7 @@ from headway.cost import Unanswered, live, live_price
 from headway.errors import ConfigError
 from headway.spending import price_now
 
+HOST = "127.0.0.1"
 KEY = "rp_canary_7f3a"
 HERE = {
     "RUNPOD_POD_ID": "xedez", "RUNPOD_API_KEY": KEY, "CONTAINER_ID": "312", "VAST_API_KEY": KEY,
@@ -42,10 +43,10 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Both providers, on this machine."""
-    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+    with HTTPServer((HOST, 0), Answers) as server:
         server.asked, server.said = [], (200, {}, b"{}")  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        host = f"http://127.0.0.1:{server.server_port}"
+        host = f"http://{HOST}:{server.server_port}"
         ours = {name: replace(each, host=host) for name, each in live.PROVIDERS.items()}
         server.providers = ours  # type: ignore[attr-defined]
         yield server
@@ -94,7 +95,7 @@ def test_what_is_no_price_is_said_and_is_none(server: Any, said: Any, why: str) 
 
 
 def test_the_key_does_not_follow_a_redirect(server: Any) -> None:
-    server.said = (302, {"Location": f"http://127.0.0.1:{server.server_port}/elsewhere"}, b"")
+    server.said = (302, {"Location": f"http://{HOST}:{server.server_port}/elsewhere"}, b"")
     with pytest.raises(Unanswered, match="HTTP 302"):  # urllib gives up: it goes round in a ring
         live_price("runpod", None, HERE, server.providers)
     first, *others = server.asked
