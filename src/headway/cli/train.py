@@ -10,6 +10,14 @@ import typer
 if TYPE_CHECKING:
     from headway.config import RunConfig
 
+QUICK = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="Try it: 10 steps on 100 rows, as a run of its own (NAME-quick), begun anew.",
+    ),
+]
+
 ASK = """\
 import signal, sys
 for number in (signal.SIGINT, signal.SIGPIPE):  # end without a word with the one who asked
@@ -38,13 +46,7 @@ def train(
     from_step: Annotated[
         str | None, typer.Option("--from", help="Continue from this checkpoint (step-00000500).")
     ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="Try it: 10 steps on 100 rows, as a run of its own (NAME-quick), begun anew.",
-        ),
-    ] = False,
+    quick: QUICK = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON line a step.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Start again by itself after a crash or a hang.")
