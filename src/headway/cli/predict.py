@@ -78,8 +78,8 @@ def predict(
 
     requests = requests_of(
         file,
-        prompt=prompt,
         chain=given_only(problem=problem, steps=steps, evidence=evidence),
+        prompt=prompt,
         image=image,
         part=given_only(part=part, out=out),
     )

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headway.data.tokenizers import identity
 from headway.engine.evaluate import undisturbed
+from headway.engine.precision import autocast
 from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
@@ -101,7 +102,7 @@ def same_deltas(task: LatentEditorTask, again: LatentEditor, to: Path) -> dict[s
     z = torch.linspace(-1, 1, task.config.latent, device=device)[None]
     deltas = []
     for editor in (task.model, again.to(device)):
-        with undisturbed(editor, device):
+        with undisturbed(editor, device), autocast(task.context.precision, device):
             deltas.append(change_of(editor, task.text, [PROBE], z))
     scale = task.model.head.delta_scale.max().item()
     off = float((deltas[0] - deltas[1]).abs().max()) / scale
