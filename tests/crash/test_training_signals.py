@@ -126,7 +126,8 @@ def test_a_signal_ends_the_attempt_with_a_checkpoint_of_its_last_step(
     config = slow_run(tmp_path, sections)
     code = signalled(config, phase, number)
     last = timeline(read_events(run_of(config) / JOURNAL, {"step"}))[-1]["step"]
-    assert code == (0 if last == LAST else 75), said(config)
+    # In the last step it may be heard before the horizon is judged, or after.
+    assert code == 75 or (code == 0 and last == LAST), said(config)
     assert "Traceback" not in said(config)
     assert checkpoints(run_of(config))[-1].step == last
     goes_on(forks, config, reference(sections))
