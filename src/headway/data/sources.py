@@ -8,10 +8,10 @@ executed. *Does not promise*: that a record has a shape a recipe understands (se
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -106,20 +106,43 @@ class TextData(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> TextData:
-        if self.eval is not None and self.eval_fraction is not None:
-            raise ValueError("give eval or eval_fraction, not both")
-        weighted = [source.weight is not None for source in self.train]
-        if any(weighted) and not all(weighted):
-            raise ValueError("give every training source a weight, or none")
-        if any(source.weight is not None for source in (*(self.eval or ()), *(self.test or ()))):
-            raise ValueError("held-out rows are all used, so a weight on them would be ignored")
+        refuse_contradictions(self.train, self.eval, self.test, self.eval_fraction)
         return self
 
     @property
     def weights(self) -> list[float] | None:
         """One weight per training source, or None."""
-        weights = [source.weight for source in self.train if source.weight is not None]
-        return weights or None
+        return weights_of(self.train)
+
+
+class Weighted(Protocol):
+    """A source that may be given a weight in the mixture."""
+
+    @property
+    def weight(self) -> float | None:
+        """None: by its size."""
+        ...
+
+
+def refuse_contradictions(
+    train: Sequence[Weighted],
+    eval: Sequence[Weighted] | None,
+    test: Sequence[Weighted] | None,
+    eval_fraction: float | None,
+) -> None:
+    """ValueError where a section of data says two things at once."""
+    if eval is not None and eval_fraction is not None:
+        raise ValueError("give eval or eval_fraction, not both")
+    weighted = [source.weight is not None for source in train]
+    if any(weighted) and not all(weighted):
+        raise ValueError("give every training source a weight, or none")
+    if any(source.weight is not None for source in (*(eval or ()), *(test or ()))):
+        raise ValueError("held-out rows are all used, so a weight on them would be ignored")
+
+
+def weights_of(sources: Sequence[Weighted]) -> list[float] | None:
+    """One weight per source, or None."""
+    return [source.weight for source in sources if source.weight is not None] or None
 
 
 def read_records(source: Source | str) -> Iterator[Record]:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from headway.data.tokenizers import identity
 from headway.engine.evaluate import undisturbed
@@ -25,6 +24,7 @@ from headway.engine.precision import autocast
 from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
+from headway.models.exported import adapted_model, whole_model
 from headway.models.latent_editor import EditorShape, LatentEditor
 from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
 from headway.recipes.edit_rows import NAMES, EditText
@@ -84,7 +84,7 @@ def export_editor(task: LatentEditorTask, base: Any, to: Path, format: str) -> M
             (to / name).write_bytes(saved.files[name])
     if format == "merged":
         task.text.tokenizer.save_pretrained(to)
-    again, text = with_head(to, _whole(to) if base is None or format == "merged" else base)
+    again, text = with_head(to, whole_model(to) if base is None or format == "merged" else base)
     if replace(text, tokenizer=task.text.tokenizer) != task.text:
         raise CheckpointError(f"{to / MEANING_FILE} was read back as something else")
     kept = task.model.head.state_dict()
@@ -146,23 +146,11 @@ def load_editor(folder: Path, *, base: Any = None) -> tuple[LatentEditor, EditTe
             "together; export the run again"
         )
     try:
-        language = _whole(folder) if base is None else PeftModel.from_pretrained(base, folder)
+        language = whole_model(folder) if base is None else adapted_model(folder, base)
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder / weights}: does not fit: {error}") from error
     editor, text = with_head(folder, language)
     return editor.eval(), text
-
-
-def _whole(folder: Path) -> nn.Module:
-    """The model in ``folder``; ValueError where a tensor is missing: it would be made up."""
-    language, found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-    )
-    wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
-    if wrong:
-        raise ValueError(f"tensors {wrong}")
-    loaded: nn.Module = language
-    return loaded
 
 
 def with_head(folder: Path, language: nn.Module) -> tuple[LatentEditor, EditText]:

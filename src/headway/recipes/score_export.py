@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headway.data.chains import Chain
 from headway.data.tokenizers import identity
@@ -24,6 +23,7 @@ from headway.engine.evaluate import undisturbed
 from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
+from headway.models.exported import adapted_model, whole_model
 from headway.models.score import HeadShape, Scorer
 from headway.models.surprise import alphabet_of
 from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
@@ -84,7 +84,7 @@ def export_scorer(task: RegressionTask, base: Any, to: Path, format: str) -> Map
     (to / MEANING_FILE).write_bytes(meaning(task))
     if format == "merged":
         task.tokenizer.save_pretrained(to)
-    again, text = with_head(to, _whole(to) if base is None or format == "merged" else base)
+    again, text = with_head(to, whole_model(to) if base is None or format == "merged" else base)
     for name, tensor in again.head.state_dict().items():
         if not torch.equal(tensor.cpu(), head[name]):
             raise CheckpointError(f"{to}: {name} of the head was read back with other values")
@@ -137,35 +137,19 @@ def load_scorer(folder: Path, *, base: Any = None) -> tuple[Scorer, ChainText]:
             "work together; export the run again"
         )
     try:
-        language = _whole(folder) if base is None else _adapted(folder, base)
+        language = whole_model(folder) if base is None else _adapted(folder, base)
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder / weights}: does not fit: {error}") from error
     scorer, text = with_head(folder, language)
     return scorer.eval(), text
 
 
-def _whole(folder: Path) -> nn.Module:
-    """The model in ``folder``; ValueError where a tensor is missing: it would be made up."""
-    language, found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-    )
-    wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
-    if wrong:
-        raise ValueError(f"tensors {wrong}")
-    return language
-
-
 def _adapted(folder: Path, base: Any) -> nn.Module:
-    """``base`` with the adapter in ``folder``; ValueError where a tensor was not taken over."""
+    """``base`` with the adapter, and with a row for the token that scores are read at."""
     rows = len(_tokenizer(folder))
     if rows > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
-    language = PeftModel.from_pretrained(base, folder)
-    stored = load_file(folder / ADAPTER_FILE)
-    taken = get_peft_model_state_dict(language, save_embedding_layers=False)
-    if stored.keys() != taken.keys():
-        raise ValueError(f"tensors {sorted(stored.keys() ^ taken.keys())[:3]} are on one side only")
-    return language
+    return adapted_model(folder, base)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

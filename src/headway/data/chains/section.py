@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from headway.data.sources import refuse_contradictions, weights_of
+
 ChainFormat = Literal["auto", "prm800k", "reveal", "eqasc", "chains", "table"]
 _CLOSED = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -155,8 +157,6 @@ class ChainData(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ChainData:
-        if self.eval is not None and self.eval_fraction is not None:
-            raise ValueError("give eval or eval_fraction, not both")
         if self.eval_fold and self.eval_fraction is None:
             raise ValueError("eval_fold divides what eval_fraction holds out: give eval_fraction")
         if self.eval_fraction and (self.eval_fold + 1) * self.eval_fraction > 1 + 1e-9:
@@ -164,15 +164,10 @@ class ChainData(BaseModel):
                 f"there is no fold {self.eval_fold} (counted from 0) when each is "
                 f"{self.eval_fraction} of the problems"
             )
-        weighted = [source.weight is not None for source in self.train]
-        if any(weighted) and not all(weighted):
-            raise ValueError("give every training source a weight, or none")
-        if any(source.weight is not None for source in (*(self.eval or ()), *(self.test or ()))):
-            raise ValueError("held-out chains are all used, so a weight on them would be ignored")
+        refuse_contradictions(self.train, self.eval, self.test, self.eval_fraction)
         return self
 
     @property
     def weights(self) -> list[float] | None:
         """One weight per training source, or None: sampled by size."""
-        weights = [source.weight for source in self.train if source.weight is not None]
-        return weights or None
+        return weights_of(self.train)

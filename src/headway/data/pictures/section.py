@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from headway.data.pictures.images import Reading
-from headway.data.sources import Sources
+from headway.data.sources import Sources, refuse_contradictions, weights_of
 
 
 class ImageData(BaseModel):
@@ -66,17 +66,10 @@ class ImageData(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ImageData:
-        if self.eval is not None and self.eval_fraction is not None:
-            raise ValueError("give eval or eval_fraction, not both")
-        weighted = [source.weight is not None for source in self.train]
-        if any(weighted) and not all(weighted):
-            raise ValueError("give every training source a weight, or none")
-        if any(source.weight is not None for source in (*(self.eval or ()), *(self.test or ()))):
-            raise ValueError("held-out rows are all used, so a weight on them would be ignored")
+        refuse_contradictions(self.train, self.eval, self.test, self.eval_fraction)
         return self
 
     @property
     def weights(self) -> list[float] | None:
         """One weight per training source, or None."""
-        weights = [source.weight for source in self.train if source.weight is not None]
-        return weights or None
+        return weights_of(self.train)
