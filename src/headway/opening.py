@@ -286,7 +286,7 @@ def introduce(run: Run, notes: list[tuple[str, str]]) -> None:
     )
     for kind, line in notes:
         journal.append(kind, what=line)
-        run.show.say(line if kind == "warm_start" else f"WARNING: {line}")
+        run.show.say(line if kind in ("warm_start", "fit") else f"WARNING: {line}")
     section = run.config.train
     journal.append(
         "plan",

@@ -7,12 +7,13 @@ of its own tokens, in a batch and alone.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,18 @@ PLACEHOLDER = 0
 """The token id that stands where the latent's embedding goes."""
 
 
+NUMBER = re.compile(r"(?<![\w.])[+\-\N{MINUS SIGN}]?\d+(?:\.\d+)?")
+"""A number of an instruction, with its sign; not the 1 of "leg1"."""
+
+
+class WrittenEdit(NamedTuple):
+    """An edit's tokens."""
+
+    ids: NDArray[np.int32]
+    values: NDArray[np.float32]
+    """[tokens]: of the number that ends at a token; NaN where none does."""
+
+
 @dataclass(frozen=True, slots=True)
 class EditText:
     """How an edit is written."""
@@ -42,15 +55,22 @@ class EditText:
     latent_tokens: int
     max_tokens: int
 
-    def ids(self, instructions: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Token ids of each row. Raises DataError for an instruction that is too long.
+    def write(self, instructions: Sequence[str]) -> list[WrittenEdit]:
+        """Each instruction in tokens. Raises DataError for one that is too long.
 
         What looks like a special token in an instruction is text, never the token.
         """
         texts = [self.text_format.replace("{instruction}", text.strip()) for text in instructions]
-        found = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        found = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
         rows = []
-        for text, ids in zip(texts, found["input_ids"], strict=True):
+        for text, ids, spans in zip(
+            texts, found["input_ids"], found["offset_mapping"], strict=True
+        ):
             whole = [PLACEHOLDER] * self.latent_tokens + list(ids)
             if len(whole) > self.max_tokens:
                 raise DataError(
@@ -58,7 +78,11 @@ class EditText:
                     f"task.max_tokens ({self.max_tokens}): raise it; cutting an instruction would "
                     "change its meaning"
                 )
-            rows.append(np.array(whole, dtype=np.int32))
+            values = np.full(len(whole), np.nan, dtype=np.float32)
+            for number in NUMBER.finditer(text):
+                last = max(n for n, (start, _) in enumerate(spans) if start < number.end())
+                values[self.latent_tokens + last] = float(number[0].replace("\N{MINUS SIGN}", "-"))
+            rows.append(WrittenEdit(np.array(whole, dtype=np.int32), values))
         return rows
 
 
@@ -73,14 +97,14 @@ class WrittenEdits:
         return len(self.edits)
 
     @cached_property
-    def ids(self) -> list[NDArray[np.int32]]:
-        """Token ids of each row."""
-        return self.text.ids(self.edits.instructions)
+    def written(self) -> list[WrittenEdit]:
+        """The tokens of each row."""
+        return self.text.write(self.edits.instructions)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """[n] tokens of each row."""
-        return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+        return np.array([len(row.ids) for row in self.written], dtype=np.int64)
 
     @cached_property
     def amounts(self) -> NDArray[np.float32]:
@@ -121,7 +145,7 @@ class WrittenEdits:
     def sha256(self) -> str:
         """Names the content: ids, latents and changes of every row."""
         digest = hashlib.sha256()
-        for ids in self.ids:
+        for ids, _ in self.written:
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
         for part in (self.edits.z_src, self.edits.z_tgt, self.amounts):
             digest.update(np.ascontiguousarray(part).tobytes())
@@ -130,20 +154,21 @@ class WrittenEdits:
     def microbatch(self, rows: Sequence[int]) -> Microbatch:
         """Rows end to end, one loss unit each.
 
-        Inputs: ``input_ids``, ``position_ids`` [1, tokens], ``row_ends``, ``latent_at``
+        Inputs: ``input_ids``, ``position_ids``, ``values`` [1, tokens], ``row_ends``, ``latent_at``
         [n, latent_tokens], ``last_at`` [n], ``z`` and ``delta`` [n, latent], ``amounts`` [n, NAMES]
         in mm, ``direction`` [n] (1, 0, or 0.5: neither), ``family`` [n] (-1: not said), ``targets``
         [n, MOST_PARAMETERS], ``number`` [n].
         """
         at = np.asarray(rows, dtype=np.int64)
-        parts = [self.ids[row] for row in rows]
-        lengths = [len(part) for part in parts]
+        parts = [self.written[row] for row in rows]
+        lengths = [len(part.ids) for part in parts]
         ends = np.cumsum(lengths)
         starts = ends - lengths
         amounts = self.amounts[at]
         edits = self.edits
         tensors: dict[str, Any] = {
-            "input_ids": np.concatenate(parts)[None].astype(np.int64),
+            "input_ids": np.concatenate([part.ids for part in parts])[None].astype(np.int64),
+            "values": np.concatenate([part.values for part in parts])[None],
             "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
             "latent_at": starts[:, None] + np.arange(self.text.latent_tokens),
             "last_at": ends - 1,
@@ -164,6 +189,24 @@ class WrittenEdits:
             weights=(1.0,) * len(rows),
             tokens=sum(lengths),
         )
+
+
+def longest_edits(text: EditText, latent: int) -> WrittenEdits:
+    """One made-up edit as long as an edit may be: for the plan."""
+    made = EditRows(
+        instructions=("",),
+        z_src=np.zeros((1, latent), np.float32),
+        z_tgt=np.zeros((1, latent), np.float32),
+        changes=({},),
+        kinds=("noop",),
+        family=np.array([-1]),
+        values=np.zeros((1, 9)),
+        vae_sha256=None,
+    )
+    written = WrittenEdits(made, text)
+    long = np.zeros(text.max_tokens, dtype=np.int32)
+    written.__dict__["written"] = [WrittenEdit(long, long.astype(np.float32))]
+    return written
 
 
 def amounts_of(changes: Sequence[Mapping[str, float]]) -> NDArray[np.float32]:

@@ -121,13 +121,14 @@ def change_of(
 ) -> torch.Tensor:
     """[n, latent] changes of latents [n, latent] by instructions, one row at a time."""
     found = []
-    for row, ids in enumerate(text.ids(instructions)):
+    for row, (ids, values) in enumerate(text.write(instructions)):
         there = torch.from_numpy(ids.astype("int64")).to(z.device)[None]
+        worth = torch.from_numpy(values).to(z.device)[None]
         tokens = there.shape[1]
         places = torch.arange(text.latent_tokens, device=z.device)[None]
         positions = torch.arange(tokens, device=z.device)[None]
         last = torch.tensor([tokens - 1], device=z.device)
-        told = editor(there, positions, [tokens], places, last, z[row : row + 1])
+        told = editor(there, positions, [tokens], places, last, worth, z[row : row + 1])
         found.append(told.delta)
     return torch.cat(found)
 

@@ -42,6 +42,7 @@ from headway.recipes.edit_rows import (
     WrittenEdits,
     edits_as_read,
     load_edits,
+    longest_edits,
     split_off,
     surveyed,
 )
@@ -157,7 +158,7 @@ class LatentEditorTask:
 
 def told_by(model: nn.Module, inputs: Inputs) -> Told:
     """What the editor says of a microbatch."""
-    names = ("input_ids", "position_ids", "row_ends", "latent_at", "last_at", "z")
+    names = ("input_ids", "position_ids", "row_ends", "latent_at", "last_at", "values", "z")
     told: Told = model(*(inputs[name] for name in names))
     return told
 
@@ -172,23 +173,6 @@ def dimension_errors(vae: GraphVae, inputs: Inputs, told: Told) -> Tensor:
     counts_known = known.sum(1).clamp(min=1)
     off = torch.where(known, read - wanted.nan_to_num(), 0.0)
     return off.square().sum(1) / counts_known
-
-
-def longest_edits(text: EditText, latent: int) -> WrittenEdits:
-    """One made-up edit as long as an edit may be: for the plan."""
-    made = EditRows(
-        instructions=("",),
-        z_src=np.zeros((1, latent), np.float32),
-        z_tgt=np.zeros((1, latent), np.float32),
-        changes=({},),
-        kinds=("noop",),
-        family=np.array([-1]),
-        values=np.zeros((1, 9)),
-        vae_sha256=None,
-    )
-    written = WrittenEdits(made, text)
-    written.__dict__["ids"] = [np.zeros(text.max_tokens, dtype=np.int32)]
-    return written
 
 
 class LatentEditorRecipe:
