@@ -118,27 +118,25 @@ def test_a_number_is_also_given_by_its_value_and_what_is_no_number_is_not(tmp_pa
         "shrink by \N{MINUS SIGN}7",
     ]
     rows = task.text.write(edits)
-    found = [row.values[np.isfinite(row.values)].tolist() for row in rows]
+    found = [[value for _, value in row.numbers] for row in rows]
     assert found == [[12.5], [3.0, -40.0], [], [-7.0]]
     for row in rows:
-        for at in np.flatnonzero(np.isfinite(row.values)):
-            whole = task.text.tokenizer.decode(row.ids[task.text.latent_tokens : at + 1])
-            number = f"{abs(row.values[at]):g}"
-            assert whole.endswith(number), (whole, number)
+        for at, value in row.numbers:
+            before = task.text.tokenizer.decode(row.ids[task.text.latent_tokens : at + 1])
+            assert before.endswith(f"{abs(value):g}")
 
 
 def test_the_value_reaches_the_answer_and_no_other_row_does(tmp_path: Path) -> None:
     task = built(tmp_path)
     torch.nn.init.normal_(task.model.head.rest[-1].weight)  # it begins at zero
     task.model.eval()
-    numbered = [n for n, row in enumerate(task.train.written) if np.isfinite(row.values).any()]
-    batch = dict(task.train.microbatch(numbered[:2]).inputs)
-    known = batch["values"].isfinite()
-    first = known & (torch.arange(known.shape[1]) < batch["row_ends"][0])
+    torch.nn.init.normal_(task.model.head.multiples[-1].weight)
+    numbered = [n for n, row in enumerate(task.train.written) if row.numbers][:2]
+    batch = dict(task.train.microbatch(numbered).inputs)
+    moved = torch.where(batch["number_row"] == 0, 5.0, 0.0) + batch["number_value"]
     with torch.no_grad():
         before = told_by(task.model, batch).delta
-        moved = {**batch, "values": torch.where(first, batch["values"] + 5, batch["values"])}
-        after = told_by(task.model, moved).delta
+        after = told_by(task.model, {**batch, "number_value": moved}).delta
     assert not torch.allclose(after[0], before[0])
     torch.testing.assert_close(after[1], before[1])
 
@@ -177,7 +175,7 @@ def test_the_latent_reaches_the_hidden_state_too(tmp_path: Path) -> None:
     with torch.no_grad():
         told_by(task.model, batch)
         told_by(task.model, {**batch, "z": batch["z"] + 1.0})
-    assert not torch.allclose(seen[0], seen[1])
+    assert not torch.allclose(seen[0], seen[2])  # of the last token; between, of the numbers
 
 
 def test_an_instruction_that_is_too_long_is_an_error_and_is_never_cut(tmp_path: Path) -> None:

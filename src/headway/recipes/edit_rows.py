@@ -30,6 +30,11 @@ from headway.errors import DataError
 
 NAMES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.names))
 """Every dimension that some family has, in the order of their tables."""
+WHAT_A_MODEL_READS = (
+    "input_ids", "position_ids", "row_ends", "latent_at", "last_at",
+    "number_at", "number_row", "number_value", "z",
+)  # fmt: skip
+"""Of a microbatch's inputs."""
 PLACEHOLDER = 0
 """The token id that stands where the latent's embedding goes."""
 
@@ -42,8 +47,8 @@ class WrittenEdit(NamedTuple):
     """An edit's tokens."""
 
     ids: NDArray[np.int32]
-    values: NDArray[np.float32]
-    """[tokens]: of the number that ends at a token; NaN where none does."""
+    numbers: Sequence[tuple[int, float]]
+    """(place of its last token, value) of each number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,12 @@ class EditText:
                     f"task.max_tokens ({self.max_tokens}): raise it; cutting an instruction would "
                     "change its meaning"
                 )
-            values = np.full(len(whole), np.nan, dtype=np.float32)
+            numbers = []
             for number in NUMBER.finditer(text):
                 last = max(n for n, (start, _) in enumerate(spans) if start < number.end())
-                values[self.latent_tokens + last] = float(number[0].replace("\N{MINUS SIGN}", "-"))
-            rows.append(WrittenEdit(np.array(whole, dtype=np.int32), values))
+                value = float(number[0].replace("\N{MINUS SIGN}", "-"))
+                numbers.append((self.latent_tokens + last, value))
+            rows.append(WrittenEdit(np.array(whole, dtype=np.int32), numbers))
         return rows
 
 
@@ -154,7 +160,7 @@ class WrittenEdits:
     def microbatch(self, rows: Sequence[int]) -> Microbatch:
         """Rows end to end, one loss unit each.
 
-        Inputs: ``input_ids``, ``position_ids``, ``values`` [1, tokens], ``row_ends``, ``latent_at``
+        Inputs: ``input_ids``, ``position_ids`` [1, tokens], ``row_ends``, ``latent_at``
         [n, latent_tokens], ``last_at`` [n], ``z`` and ``delta`` [n, latent], ``amounts`` [n, NAMES]
         in mm, ``direction`` [n] (1, 0, or 0.5: neither), ``family`` [n] (-1: not said), ``targets``
         [n, MOST_PARAMETERS], ``number`` [n].
@@ -168,8 +174,8 @@ class WrittenEdits:
         edits = self.edits
         tensors: dict[str, Any] = {
             "input_ids": np.concatenate([part.ids for part in parts])[None].astype(np.int64),
-            "values": np.concatenate([part.values for part in parts])[None],
             "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
+            **numbers_of(parts, starts),
             "latent_at": starts[:, None] + np.arange(self.text.latent_tokens),
             "last_at": ends - 1,
             "z": edits.z_src[at],
@@ -191,6 +197,21 @@ class WrittenEdits:
         )
 
 
+def numbers_of(parts: Sequence[WrittenEdit], starts: NDArray[np.int64]) -> dict[str, Any]:
+    """``number_at`` in rows end to end, ``number_row`` and ``number_value``, [m] each."""
+    found = [
+        (start + place, row, value)
+        for row, (part, start) in enumerate(zip(parts, starts, strict=True))
+        for place, value in part.numbers
+    ]
+    at, rows, values = zip(*found, strict=True) if found else ((), (), ())
+    return {
+        "number_at": np.array(at, dtype=np.int64),
+        "number_row": np.array(rows, dtype=np.int64),
+        "number_value": np.array(values, dtype=np.float32),
+    }
+
+
 def longest_edits(text: EditText, latent: int) -> WrittenEdits:
     """One made-up edit as long as an edit may be: for the plan."""
     made = EditRows(
@@ -205,7 +226,8 @@ def longest_edits(text: EditText, latent: int) -> WrittenEdits:
     )
     written = WrittenEdits(made, text)
     long = np.zeros(text.max_tokens, dtype=np.int32)
-    written.__dict__["written"] = [WrittenEdit(long, long.astype(np.float32))]
+    numbers = [(place, 1.0) for place in range(text.latent_tokens, text.max_tokens, 8)]
+    written.__dict__["written"] = [WrittenEdit(long, numbers)]
     return written
 
 

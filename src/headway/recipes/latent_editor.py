@@ -38,6 +38,7 @@ from headway.recipes.checks import pretrained_checks
 from headway.recipes.edit_metrics import figures_of, measure, shown
 from headway.recipes.edit_rows import (
     NAMES,
+    WHAT_A_MODEL_READS,
     EditText,
     WrittenEdits,
     edits_as_read,
@@ -158,8 +159,7 @@ class LatentEditorTask:
 
 def told_by(model: nn.Module, inputs: Inputs) -> Told:
     """What the editor says of a microbatch."""
-    names = ("input_ids", "position_ids", "row_ends", "latent_at", "last_at", "values", "z")
-    told: Told = model(*(inputs[name] for name in names))
+    told: Told = model(**{name: inputs[name] for name in WHAT_A_MODEL_READS})
     return told
 
 
