@@ -334,7 +334,7 @@ def another(place: str, task: LatentEditorTask, train: WrittenEdits) -> WrittenE
 
 @torch.no_grad()
 def fit_scales(model: LatentEditor, train: WrittenEdits) -> None:
-    """Means and deviations of what the head reads and says; 1 where nothing varies."""
+    """Means and deviations of what the head reads and says."""
     z, head = train.edits.z_src, model.head
     delta = train.edits.z_tgt - z
     amounts = train.amounts
@@ -346,9 +346,10 @@ def fit_scales(model: LatentEditor, train: WrittenEdits) -> None:
         (head.amount_scale, np.sqrt(np.square(amounts).sum(0) / often)),
     ):
         found = torch.from_numpy(np.asarray(values, dtype=np.float32))
-        least = 1e-6
-        keep = found if buffer is head.latent_mean else torch.where(found > least, found, 1.0)
-        buffer.copy_(keep)
+        if buffer is not head.latent_mean:  # what never varies is scaled as what varies most
+            varies = found > 1e-6
+            found = torch.where(varies, found, found.max() if varies.any() else 1.0)
+        buffer.copy_(found)
     table = base_model(model.language).get_input_embeddings().weight
     head.start_at(float(table[:4096].float().square().mean().sqrt()))
 
