@@ -110,6 +110,17 @@ def test_evaluation_is_the_mean_over_all_units_and_names_the_worst_rows() -> Non
     assert [w.row for w in found.worst] == sorted(means, key=lambda row: -means[row])[:3]
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_a_row_whose_loss_is_no_number_is_the_worst_wherever_it_stands(place: int) -> None:
+    task = fresh().task
+    held = list(task.held_out())
+    held[place].inputs["x"][:] = float("nan")  # type: ignore[index]
+    task.held_out = lambda halvings=0: iter(held)  # type: ignore[method-assign]
+    found = evaluate(task, step=0, world=WORLD, precision="fp32", worst_rows=1)
+    assert found is not None and math.isnan(found.metrics["loss"])
+    assert tuple(row.row for row in found.worst) == held[place].rows
+
+
 def test_an_interrupted_evaluation_is_no_measurement() -> None:
     found = evaluate(fresh().task, step=0, world=WORLD, precision="fp32", interrupted=lambda: True)
     assert found is None

@@ -73,7 +73,7 @@ def opened(
         signals.before_leaving(bucket.leave if bucket else lambda: None)
         changed = stack.enter_context(claimed(folder, config, fresh)) if world.leads else []
         attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
-        store = CheckpointStore(folder, attempt=str(attempt))
+        store = store_of(folder, attempt, from_step)  # before the journal: a typo is no attempt
         events = read_events(folder / JOURNAL_FILE, USED)
         meter = started_meter(config.cost, events, store, billed_until)
         limits = limits_of(config, meter, events, store, billed_until)
@@ -177,6 +177,15 @@ def last_words(journal: Journal | None, meter: Meter | None, limits: Limits) -> 
         raise
 
 
+def store_of(folder: Path, attempt: int, from_step: int | None) -> CheckpointStore:
+    """The run's checkpoints; ConfigError if the one to go on from is not among them."""
+    store = CheckpointStore(folder, attempt=str(attempt))
+    steps = [checkpoint.step for checkpoint in store.checkpoints()]
+    if from_step is not None and from_step not in steps:
+        raise ConfigError(f"--from: there is no checkpoint at step {from_step}; there are {steps}")
+    return store
+
+
 def swept(
     store: CheckpointStore, past: Sequence[Mapping[str, Any]], from_step: int | None
 ) -> int | None:
@@ -199,9 +208,6 @@ def restored(
     found: list[str] = []
     step = -1
     if world.leads:
-        steps = [c.step for c in store.checkpoints()]
-        if at is not None and at not in steps:
-            raise ConfigError(f"--from: there is no checkpoint at step {at}; there are {steps}")
         checkpoint, found = store.newest_good(at)
         step = checkpoint.step if checkpoint else -1
         saves = read_events(store.root / JOURNAL_FILE, {"save"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,4 +146,5 @@ def _worst(rows: list[tuple[int, float, float]], keep: int, world: World) -> tup
 
 
 def _hardest(rows: list[tuple[float, ...]], keep: int) -> list[tuple[float, ...]]:
-    return sorted(rows, key=lambda row: (-row[0], row[1]))[:keep]
+    # NaN compares with nothing, so it would stay wherever it was; and it is the worst there is.
+    return sorted(rows, key=lambda row: (not math.isnan(row[0]), -row[0], row[1]))[:keep]
