@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headway.cli.data import app
+from headway.config import load_config
 from headway.data.tokens import Index, TokenStream
 from headway.errors import ConfigError, DataError
 from tiny import tiny_tokenizer
@@ -49,6 +50,8 @@ def test_show_reads_the_data_section_of_a_config(model, rows, tmp_path):
     shown = run("show", config, "--rows", 1)
     assert "\x1b[32m" in shown and "What is 1 + 1?" in shown.partition("\x1b[32m")[2]
     assert "4 of 4 rows" in run("lint", config)
+    (tmp_path / "run.json").write_text(json.dumps(load_config(config).tree()))
+    assert "4 of 4 rows" in run("lint", tmp_path / "run.json")
 
 
 def test_lint_counts_and_refuses(model, rows):
@@ -75,7 +78,7 @@ def test_tokenize_writes_shards_with_their_tokenizer(model, rows, tmp_path, kind
 
 def test_a_vocabulary_without_a_size_is_refused(rows, tmp_path):
     with pytest.raises(ConfigError, match="bpe:8192"):
-        run("tokenize", rows, "--to", tmp_path / "t", "--tokenizer", "bpe:big")
+        run("tokenize", rows, "--to", tmp_path / "t", "--tokenizer", "bpe:²")
 
 
 def test_importing_the_verbs_loads_neither_torch_nor_transformers():

@@ -13,7 +13,7 @@ from headway.api import train, train_run
 from headway.checkpoint import CheckpointStore
 from headway.cli import build_app
 from headway.config import RunConfig
-from headway.errors import CheckpointError, ConfigError
+from headway.errors import CheckpointError, ConfigError, StorageFull
 from headway.journal import read, read_events
 from headway.records import StopReason
 from toy import Cut, CutAt, assert_same_state, final_state, toy_config
@@ -58,6 +58,16 @@ def test_a_run_whose_journal_was_lost_goes_on_to_the_same_end(tmp_path: Path) ->
     (tmp_path / "run/journal.jsonl").unlink()
     assert train(config) is StopReason.FINISHED
     assert_same_state(final_state(tmp_path / "run"), whole)
+
+
+def test_a_half_line_that_a_kill_left_is_cut_off_and_the_next_line_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        train(toy_config(tmp_path), show=CutAt(3))
+    with (tmp_path / "run/journal.jsonl").open("ab") as journal:
+        journal.write(b'{"event":"step","at":"2026')
+    train(toy_config(tmp_path))
+    opening = read_events(tmp_path / "run/journal.jsonl", {"opening"})
+    assert [line["cut_bytes"] for line in opening] == [0, 26]
 
 
 def only_refused_before(root: Path) -> RunConfig:
@@ -124,3 +134,18 @@ def test_fresh_and_from_contradict_each_other(tmp_path: Path) -> None:
     done = CliRunner().invoke(build_app(), given)
     assert "--fresh starts over and --from goes on" in str(done.exception)
     assert kept(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_up_in_an_evaluation_ends_the_attempt_in_words(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, evaluate=EVALUATE)
+    full = tmp_path / "run/evals/step-00000002/metrics.json"
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    with pytest.raises(StorageFull, match=r"run cannot be written: No space left on device"):
+        train(config)
+    assert kept(tmp_path / "run")[-1] == 2
+    full.unlink()
+    assert train(config) is StopReason.FINISHED
+    train(toy_config(tmp_path / "whole", evaluate=EVALUATE))
+    assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "whole/run"))

@@ -80,7 +80,7 @@ def opened(
         journal = None
         if world.leads:
             journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
-            journal.append("opening", pid=os.getpid(), host=socket.gethostname())
+            write_opening(journal)
         stack.enter_context(tracking(config.track, folder, journal, show.say))
         stack.enter_context(last_words(journal, meter, limits))
         saver = stack.enter_context(Saver(store))
@@ -156,6 +156,12 @@ def own_monitor(
 def own_attempt(folder: Path, bucket: Uploading | None) -> int:
     """A number no attempt had: the next in the journal, and where a bucket is, in its lease."""
     return bucket.attempt() if bucket else next_attempt(folder / JOURNAL_FILE)
+
+
+def write_opening(journal: Journal) -> None:
+    """The first line of an attempt: who opens the run, and what half line a kill had left."""
+    who = {"pid": os.getpid(), "host": socket.gethostname()}
+    journal.append("opening", **who, cut_bytes=journal.cut_bytes)
 
 
 @contextlib.contextmanager
