@@ -87,3 +87,11 @@ def test_importing_the_verbs_loads_neither_torch_nor_transformers():
 
     code = "import sys, headway.cli.data; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_shards_that_cannot_be_written_are_refused_in_words(rows, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for place in (tmp_path / "notes.txt", tmp_path / "notes.txt/below"):
+        with pytest.raises(ConfigError, match=r"--to .*notes\.txt.*give a folder"):
+            run("tokenize", rows, "--to", place, "--tokenizer", "characters", "--text", "question")
+    assert (tmp_path / "notes.txt").read_text() == "mine"

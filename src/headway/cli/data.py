@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from headway.cli.cad import cad_edits, cad_parts
 from headway.cli.step_labels import step_labels
 from headway.cli.well_log_headers import well_log_headers
-from headway.errors import ConfigError, DataError
+from headway.errors import ConfigError, DataError, StorageFull
 
 if TYPE_CHECKING:
     from headway.config import RunConfig
@@ -128,7 +129,14 @@ def tokenize(
     columns = None if text == "text" else {"text": text}
     read = [Source(path=path, columns=columns) for path in sources]
     model = _made(tokenizer, read, to)
-    index = write_shards(read, model, to, workers=workers, shard_tokens=shard_tokens)
+    try:
+        index = write_shards(read, model, to, workers=workers, shard_tokens=shard_tokens)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StorageFull if full else ConfigError)(
+            f"--to {to}: {error.strerror} ({error.filename or to}). Free space, or give a folder "
+            "that can be made and written; the same call goes on"
+        ) from error
     documents = sum(shard.documents for shard in index.shards)
     typer.echo(
         f"{to}: {index.tokens:,} tokens of {documents:,} documents in {len(index.shards)} shards, "

@@ -46,9 +46,9 @@ def evaluate(
 ) -> Evaluation | None:
     """The mean loss over all held-out rows, and the rows with the highest losses.
 
-    Where memory runs out it begins again in smaller pieces. Returns None when ``interrupted`` asked
-    to stop between two microbatches: a partial mean is no measurement. Raises DataError when there
-    are no held-out rows, OutOfMemory when one alone does not fit.
+    Where memory runs out it begins again in smaller pieces. ``interrupted`` is asked after each
+    microbatch; None is returned when it asked to stop: a partial mean is no measurement.
+    Raises DataError when there are no held-out rows, OutOfMemory when one alone does not fit.
     """
     rung = rung or Rung()
     while True:
@@ -85,9 +85,9 @@ def _measured(
             for name, per_row in values.items():
                 totals[name] = totals.get(name, 0.0) + sum(per_row)
             rows += zip(microbatch.rows, values["loss"], microbatch.weights, strict=True)
-            if (
-                world.ranks == 1 and interrupted()
-            ):  # ranks may hold different numbers of microbatches
+            # Always asked, since asking is a sign of life; obeyed by one process alone, since ranks
+            # may hold different numbers of microbatches.
+            if interrupted() and world.ranks == 1:
                 return None
     found = _summed(totals, rows, step, world, worst_rows, started)
     if not isinstance(task, Observing):
