@@ -195,7 +195,7 @@ def restore(state: TrainState, checkpoint: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a run's counters ({error!r})") from error
     # Without a row there was no update: every step so far was refused or left out.
-    _restore_optimizer(state, checkpoint / OPTIMIZER_FILE, numbers, trained=rows > 0)
+    _restore_optimizer(state, checkpoint / OPTIMIZER_FILE, numbers, rows > 0)
     state.step, state.rows, state.tokens, state.evaluations = step, rows, tokens, evaluations
     state.refused, state.left_out = refused, left_out
 
