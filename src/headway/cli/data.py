@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from headway.cli.cad import cad_edits, cad_parts
 from headway.cli.step_labels import step_labels
 from headway.cli.well_log_headers import well_log_headers
-from headway.errors import ConfigError, DataError
+from headway.errors import ConfigError, DataError, StorageFull
 
 if TYPE_CHECKING:
     from headway.config import RunConfig
@@ -23,7 +24,7 @@ app.command("well-log-headers")(well_log_headers)
 app.command("cad-parts")(cad_parts)
 app.command("cad-edits")(cad_edits)
 
-_What = Annotated[str, typer.Argument(help="A config (.yaml, .toml), or a data file or folder.")]
+_What = Annotated[str, typer.Argument(help="A config, or a data file or folder.")]
 _Tokenizer = Annotated[
     str | None, typer.Option(help="Model or folder the tokenizer is of; a config names its own.")
 ]
@@ -128,7 +129,14 @@ def tokenize(
     columns = None if text == "text" else {"text": text}
     read = [Source(path=path, columns=columns) for path in sources]
     model = _made(tokenizer, read, to)
-    index = write_shards(read, model, to, workers=workers, shard_tokens=shard_tokens)
+    try:
+        index = write_shards(read, model, to, workers=workers, shard_tokens=shard_tokens)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StorageFull if full else ConfigError)(
+            f"--to {to}: {error.strerror} ({error.filename or to}). Free space, or give a folder "
+            "that can be made and written; the same call goes on"
+        ) from error
     documents = sum(shard.documents for shard in index.shards)
     typer.echo(
         f"{to}: {index.tokens:,} tokens of {documents:,} documents in {len(index.shards)} shards, "
@@ -187,7 +195,19 @@ def _opened(what: str, tokenizer: str | None, max_tokens: int) -> tuple[TextData
 
 
 def _is_config(what: str) -> bool:
-    return Path(what).suffix in (".yaml", ".yml", ".toml", ".py")
+    suffix = Path(what).suffix
+    return suffix in (".yaml", ".yml", ".toml", ".py") or (suffix == ".json" and _has_recipe(what))
+
+
+def _has_recipe(what: str) -> bool:
+    """Whether a JSON file is a config: rows come as a list, and have no recipe."""
+    import json
+
+    try:
+        tree = json.loads(Path(what).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever reads it as data says what is wrong
+    return isinstance(tree, dict) and "recipe" in tree
 
 
 def _config(what: str) -> Any:
@@ -226,6 +246,6 @@ def _made(name: str, sources: list[Any], to: Path) -> Any:
             documents += 1
         return train_characters("".join(characters), "<|endoftext|>" if documents > 1 else None)
     size = name.removeprefix("bpe:")
-    if not size.isdigit():
+    if not (size.isascii() and size.isdigit()):
         raise ConfigError(f"--tokenizer {name}: write the size of the vocabulary, as in bpe:8192")
     return train_bpe(texts, int(size))
