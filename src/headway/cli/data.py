@@ -25,6 +25,9 @@ app.command("cad-parts")(cad_parts)
 app.command("cad-edits")(cad_edits)
 
 _What = Annotated[str, typer.Argument(help="A config, or a data file or folder.")]
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.path=value of a config, as often as needed.")
+]
 _Tokenizer = Annotated[
     str | None, typer.Option(help="Model or folder the tokenizer is of; a config names its own.")
 ]
@@ -34,6 +37,7 @@ _MaxTokens = Annotated[int, typer.Option(help="Longest row, where no config says
 @app.command()
 def show(
     what: _What,
+    overrides: _Overrides = None,
     rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
     start: Annotated[int, typer.Option(help="The first of them, counted from 0.")] = 0,
     tokenizer: _Tokenizer = None,
@@ -49,13 +53,14 @@ def show(
     from headway.data.chat import render, spans
     from headway.data.sources import read_records
 
-    own = _surveying(what, tokenizer)
+    config = _config(what, overrides)
+    own = _surveying(config, what, tokenizer)
     if own:
         recipe, config, cache = own
         for row in islice(recipe.rows_as_read(config.task, cache), start, start + rows):
             _show_row(row)
         return
-    data, model, longest = _opened(what, tokenizer, max_tokens)
+    data, model, longest = _opened(config, what, tokenizer, max_tokens)
     records = (record for source in data.train for record in read_records(source))
     for record in islice(records, start, start + rows):
         example = render(
@@ -77,6 +82,7 @@ def show(
 @app.command()
 def lint(
     what: _What,
+    overrides: _Overrides = None,
     tokenizer: _Tokenizer = None,
     max_tokens: _MaxTokens = 2048,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
@@ -86,7 +92,8 @@ def lint(
     from headway.data.prepare import survey
     from headway.data.report import refuse_beyond
 
-    own = _surveying(what, tokenizer)
+    config = _config(what, overrides)
+    own = _surveying(config, what, tokenizer)
     if own:
         recipe, config, cache = own
         found = recipe.survey(config.task, config.run.seed, cache)
@@ -97,8 +104,8 @@ def lint(
         if found.refusal:
             raise DataError(found.refusal)
         return
-    data, model, longest = _opened(what, tokenizer, max_tokens)
-    report = survey(data, model, max_tokens=longest, seed=_seed(what))
+    data, model, longest = _opened(config, what, tokenizer, max_tokens)
+    report = survey(data, model, max_tokens=longest, seed=config.run.seed if config else 0)
     if json:
         show_json(report.tree())
     else:
@@ -144,17 +151,16 @@ def tokenize(
     )
 
 
-def _surveying(what: str, tokenizer: str | None) -> tuple[Surveying, RunConfig, Path] | None:
+def _surveying(
+    config: RunConfig | None, what: str, tokenizer: str | None
+) -> tuple[Surveying, RunConfig, Path] | None:
     """The recipe of a config whose data is no rows of text, to show it; None for all others."""
     from headway.config import find_recipe
     from headway.data.sources import TextData
     from headway.engine.task import Surveying
     from headway.machine import cache_folder
 
-    if not _is_config(what):
-        return None
-    config = _config(what)
-    if isinstance(getattr(config.task, "data", None), TextData):
+    if config is None or isinstance(getattr(config.task, "data", None), TextData):
         return None
     recipe = find_recipe(config.recipe)
     if not isinstance(recipe, Surveying):
@@ -179,17 +185,19 @@ def _show_row(row: RowAsRead) -> None:
     typer.echo("\n")
 
 
-def _opened(what: str, tokenizer: str | None, max_tokens: int) -> tuple[TextData, Any, int]:
+def _opened(
+    config: RunConfig | None, what: str, tokenizer: str | None, max_tokens: int
+) -> tuple[TextData, Any, int]:
     """The data section, the tokenizer and the longest row, of a config or for a bare file."""
     from headway.data.sources import TextData
 
-    if not _is_config(what):
+    if config is None:
         if tokenizer is None:
             raise ConfigError(
                 f"{what}: rows are shown as a model sees them: give --tokenizer MODEL"
             )
         return TextData.model_validate({"train": what}), _loaded(tokenizer, None), max_tokens
-    task: Any = _config(what).task
+    task: Any = config.task
     model = _loaded(tokenizer or task.base_model, getattr(task, "revision", None))
     return task.data, model, task.max_tokens
 
@@ -210,15 +218,17 @@ def _has_recipe(what: str) -> bool:
     return isinstance(tree, dict) and "recipe" in tree
 
 
-def _config(what: str) -> Any:
+def _config(what: str, overrides: list[str] | None) -> RunConfig | None:
+    """The config that is asked about; None for a bare file, which has nothing to override."""
     from headway.config import load_config
 
-    return load_config(what)
-
-
-def _seed(what: str) -> int:
-    """The run's seed, which draws the held-out rows; 0 for a bare file."""
-    return int(_config(what).run.seed) if _is_config(what) else 0
+    if _is_config(what):
+        return load_config(what, overrides or [])
+    if overrides:
+        raise ConfigError(
+            f"{overrides[0]}: {what} is data, not a config; nothing can be overridden"
+        )
+    return None
 
 
 def _loaded(name: str, revision: str | None) -> Any:

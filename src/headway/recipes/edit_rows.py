@@ -168,8 +168,8 @@ class WrittenEdits:
         at = np.asarray(rows, dtype=np.int64)
         parts = [self.written[row] for row in rows]
         lengths = [len(part.ids) for part in parts]
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts: NDArray[np.int64] = ends - np.array(lengths, dtype=np.int64)
         amounts = self.amounts[at]
         edits = self.edits
         tensors: dict[str, Any] = {
