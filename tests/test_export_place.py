@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from cases import tree_of
 from headway.api import TrainedRun, load_run, train
+from headway.config import RunConfig
 from headway.errors import ConfigError
+from headway.models.attention import generating
+from headway.recipes.export import logits, name_base
 from toy import toy_config
 
 
@@ -42,3 +49,24 @@ def test_an_export_that_fails_leaves_nothing_behind(trained: TrainedRun, tmp_pat
     assert not (tmp_path / "made").exists()
     trained.export(tmp_path / "made", "weights")
     assert (tmp_path / "made/model.safetensors").is_file()
+
+
+def test_an_adapter_names_a_base_that_other_tools_load(tmp_path: Path) -> None:
+    """Of a GGUF inside a package: the folder it was unpacked to, not the package."""
+    from peft import AutoPeftModelForCausalLM
+
+    tree = tree_of("sft-lora", tmp_path)
+    tree["run"] = {"name": "run", "root": str(tmp_path / "runs")}
+    train(RunConfig(**tree))
+    to = tmp_path / "adapter"
+    run = load_run(tmp_path / "runs/run")
+    run.export(to, "adapter")
+    file = to / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": "package:x/y.gguf"}))
+    with pytest.raises((OSError, ValueError)):
+        AutoPeftModelForCausalLM.from_pretrained(to)
+    name_base(AutoModelForCausalLM.from_pretrained(tree["task"]["base_model"]), to)
+    found = AutoPeftModelForCausalLM.from_pretrained(to)
+    with generating(run.task.model) as trained:
+        torch.testing.assert_close(logits(found), logits(trained), rtol=1e-4, atol=1e-4)

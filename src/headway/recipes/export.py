@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,7 @@ def export_model(
         found = auto.from_pretrained(to, dtype=trained.dtype)
         rounded = TOLERANCE if trained.dtype == torch.float32 else TOLERANCE_BF16
         return compared(expected, logits_of(found.to(trained.device)), to, rounded)
+    name_base(base, to)
     joined = PeftModel.from_pretrained(base, to)
     expected = logits_of(joined)
     if format == "adapter":
@@ -68,6 +70,15 @@ def export_model(
     joined.merge_and_unload(safe_merge=True).save_pretrained(to)
     found = auto.from_pretrained(to, dtype=torch.float32)
     return compared(expected, logits_of(found), to) | {"format": format}
+
+
+def name_base(base: Any, to: Path) -> None:
+    """Let the adapter name its base as other tools load it: a GGUF inside a package, or a file, as
+    the folder it was unpacked to on this machine; a hub name as it is."""
+    file = to / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base.name_or_path or config["base_model_name_or_path"]
+    file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def write_saved(task: Exportable, to: Path) -> None:
