@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from headway.config import (
     load_config,
     schema,
 )
-from headway.config.reference import documented_recipes, reference
+from headway.config.reference import OWN_RECIPES, documented_recipes, reference
 from headway.errors import ConfigError
 from strangers import strangers_recipes, write
 
@@ -89,3 +90,9 @@ def test_importing_the_config_imports_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert ran.stdout.strip() == "False"
+
+
+def test_every_recipe_of_this_package_has_its_keys_on_the_page():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(OWN_RECIPES) == set(named["project"]["entry-points"]["headway.recipes"])
+    assert documented_recipes() == list(OWN_RECIPES)

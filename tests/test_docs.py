@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from headway import records
 from headway.api import train
 from headway.cli import build_app
+from headway.cli.init import starter_names
 from headway.cli.reference import leaves, reference
 from headway.config import RunConfig
 from headway.config.translate import NAMES
@@ -206,7 +207,7 @@ def test_starters_name_keys_that_exist(folder: Path, monkeypatch: pytest.MonkeyP
     from headway.config import load_config
 
     monkeypatch.chdir(folder)
-    for recipe in ("sft", "pretrain", "regression", "vision"):
+    for recipe in starter_names():
         done = CliRunner().invoke(build_app(), ["init", recipe, "--to", f"new-{recipe}.yaml"])
         assert done.exit_code == 0
         assert load_config(f"new-{recipe}.yaml").recipe == recipe

@@ -18,7 +18,7 @@ from headway.config.translate import NAMES, VALUES
 
 Row = tuple[str, Mapping[str, Any], bool]
 """A key's path, its schema, and whether it is required."""
-OWN_RECIPES = ("sft", "pretrain", "graph_vae", "latent_editor")
+OWN_RECIPES = ("sft", "pretrain", "regression", "vision", "graph_vae", "latent_editor")
 """The recipes that headway documents; a stranger's documents its own."""
 RULES = """\
 # The config
