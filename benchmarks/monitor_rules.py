@@ -245,7 +245,7 @@ if fault == "slow":
     TextTask.loss = slowed
 if fault == "repeated":
     one = TextTask.batch_at
-    TextTask.batch_at = lambda self, step: one(self, step % 2)
+    TextTask.batch_at = lambda self, step, halvings=0: one(self, step % 2, halvings)
 train(config)
 """
 REAL_FAULTS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -275,7 +275,7 @@ def planted_run(fault: str, folder: Path, overrides: Sequence[str]) -> Path:
 
 def clean_run(config: Path, folder: Path) -> Path:
     """The full run of a tiny config; its journal."""
-    name = f"tiny-{config.stem}"
+    name = f"tiny-{config.stem.replace('_', '-')}"
     command = [sys.executable, "-m", "headway.cli", "train", str(config)]
     subprocess.run([*command, f"run.root={folder}"], cwd=ROOT, check=True, capture_output=True)
     return folder / name / "journal.jsonl"
