@@ -284,3 +284,36 @@ def test_500_steps_cost_less_than_the_seed_says_and_not_the_same_hours_on_every_
     assert all(hours.values()) and hours["RTX 4090"] > hours["A100 80GB"] > hours["H100"]
     spot = found.offers[0].spot
     assert spot is not None and 0.5 < spot.usd < 5
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def test_a_plan_of_a_run_with_pictures_knows_memory_time_and_price(tmp_path):
+    tree = tree_of("vision-lora", tmp_path)
+    config = RunConfig(**{**tree, "hardware": {"precision": "bf16"}})
+    found = plan_run(config, prices=SMALL, assumptions=ASSUME, microbatches=[1, 2])
+    assert found.rows.read and found.rows.per_epoch and "not read" not in str(found.rows.said)
+    offer = found.offers[0]
+    assert offer.fits and offer.hours and offer.on_demand is not None
+    assert any("reads 2 rows aloud" in note for note in found.notes)
+    quiet = RunConfig(**{**tree, "evaluate": None})
+    assert not any("aloud" in note for note in plan_run(quiet, prices=SMALL).notes)
+
+
+def test_pictures_beside_a_small_file_are_not_read_where_they_are_large(tmp_path, monkeypatch):
+    from headway.planning import data
+    from tiny_vision import drawn, png, write_rows
+
+    (tmp_path / "page.png").write_bytes(png(drawn("RED 1")))
+    rows = [{"image": "page.png", "instruction": "Read.", "answer": "RED"}]
+    file = write_rows(tmp_path / "pages.jsonl", rows)
+    tree = tree_of("vision-lora", tmp_path / "x") | {"evaluate": None}
+    tree["task"] |= {"data": {"train": str(file)}}
+    config = RunConfig(**tree)
+    size = file.stat().st_size
+    assert data.why_not_counted(config) is None
+    monkeypatch.setattr(data, "CHEAP_BYTES", size + 10)
+    assert "would have to be read" in str(data.why_not_counted(config))
+    blind = plan_run(config, prices=SMALL, microbatches=[1])
+    assert not blind.rows.read and blind.rows.longest_tokens == 128

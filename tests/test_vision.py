@@ -343,6 +343,71 @@ def test_config_says_what_belongs_together(tmp_path: Path) -> None:
         task_of(tmp_path, "vision-scratch", scratch=scratch)
 
 
+def test_what_trains_is_printed_before_step_1(
+    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seed system 000 asked for 4 bits and LoRA, and loaded full weights without a word."""
+    from typer.testing import CliRunner
+
+    from headway.cli import build_app
+
+    base = tiny_qwen(tmp_path) if family == "qwen" else tiny_llava(tmp_path)
+    config_of(tmp_path, base_model=str(base), adapt="language").save(tmp_path / "run.yaml")
+    done = CliRunner().invoke(build_app(), ["train", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 0, done.output
+    said, trained = done.output, load_run(tmp_path / "runs/run").task.facts()
+    before = said[: said.index("step 1")] if "step 1" in said else said
+    assert "14 language and 0 vision layers adapted" in " ".join(before.split())
+    assert f"{trained['trainable']:,}" in said or "trainable" in said
+
+
+# ------------------------------------------------------------------ what seed system 000 did
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    import re
+
+    root = Path(__file__).parent
+    page = (root.parent / "docs/vision.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", page))
+    there = {
+        name
+        for file in root.rglob("*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 25 and not named - there
+    numbers = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    assert numbers == [str(n) for n in range(1, 15)], "every defect of the list has its row"
+
+
+def test_a_run_of_500_steps_is_saved_long_before_its_end() -> None:
+    """It saved every 500 steps, the trainer's default, in runs of at most 500."""
+    from headway.config import load_config
+    from headway.config.sections import Checkpoint
+
+    config = load_config(Path(__file__).parent.parent / "configs/well_log_ocr.yaml")
+    assert config.train.horizon.steps == 500
+    assert config.checkpoint.every_steps and config.checkpoint.every_steps <= 50
+    minutes = Checkpoint().every_minutes
+    assert minutes and minutes <= 15, "also where a config says nothing"
+
+
+def test_nothing_in_the_source_waits_for_a_person() -> None:
+    """It asked for Enter on a machine where nobody was."""
+    import ast
+
+    asks = {"input", "confirm", "prompt", "getpass", "pause", "getchar"}
+    source = Path(__file__).parent.parent / "src/headway"
+    for file in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                name = node.func.attr if node.func.value.id in ("typer", "click", "getpass") else ""
+            assert name not in asks, f"{file.name}:{node.lineno}"
+
+
 # ------------------------------------------------------------------ reading aloud
 
 

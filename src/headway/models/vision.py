@@ -88,7 +88,8 @@ def picture_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     body = backbone(model).body
     ids, places = inputs["input_ids"], inputs["position_ids"]
     places = places[0] if places.shape[0] == 1 else places
-    cuts = segments(inputs["row_ends"], ids.shape[1], ids.device, kind_of(ids))
+    table = base_model(model).get_input_embeddings().weight  # ids may be real where it is not
+    cuts = segments(inputs["row_ends"], ids.shape[1], ids.device, kind_of(table))
     keys = inputs["picture_keys"]
     if is_isolated(model):
         pictures = {key: inputs[key] for key in keys}
