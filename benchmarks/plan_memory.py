@@ -35,9 +35,9 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tiny pretrain": ("configs/tiny/pretrain.yaml", ()),
     "tiny sft (135M LoRA)": ("configs/tiny/sft.yaml", ()),
     "tiny regression (135M LoRA)": ("configs/tiny/regression.yaml", ()),
-    "tiny vision": ("configs/tiny/vision.yaml", ()),
     "tiny graph_vae": ("configs/tiny/graph_vae.yaml", ()),
-    "tiny latent_editor": ("configs/tiny/latent_editor.yaml", ()),
+    "tiny latent_editor (135M LoRA)": ("configs/tiny/latent_editor.yaml", ()),
+    "tiny vision": ("configs/tiny/vision.yaml", ()),
     "sft 135M full": ("configs/tiny/sft.yaml", ("task.tuning={kind: full}",)),
     "sft 135M QLoRA": ("configs/tiny/sft.yaml", ("task.tuning={kind: qlora, rank: 8, alpha: 16}",)),
     "sft 135M LoRA, recompute": (

@@ -142,6 +142,16 @@ def test_lint_shows_everything_and_then_refuses_what_a_run_would_refuse(
         task_of(tmp_path / "run", data=data, **longest)
 
 
+def test_a_config_is_looked_at_as_it_would_train_with_these_overrides(tmp_path: Path) -> None:
+    config = config_file(tmp_path)
+    plain = json.loads(command("lint", config, "--json").stdout)
+    short = json.loads(command("lint", config, "--json", "task.max_tokens=24").stdout)
+    assert short["rows"]["train"]["lost_steps"] > plain["rows"]["train"]["lost_steps"]
+    assert command("show", config, "task.max_tokens=24").exit_code == 0
+    done = command("lint", tmp_path / "train.jsonl", "task.max_tokens=24")
+    assert isinstance(done.exception, ConfigError) and "is data" in str(done.exception)
+
+
 def test_what_cannot_be_shown_is_refused_and_so_is_a_second_tokenizer(tmp_path: Path) -> None:
     pretrain = written(tmp_path, tree_of("pretrain", tmp_path))
     done = command("show", pretrain)

@@ -54,6 +54,27 @@ def test_list_verifies_only_when_asked_and_says_what_it_found(run: Path) -> None
     ] * 3
 
 
+def test_list_names_what_was_a_checkpoint_once(run: Path) -> None:
+    (run / "checkpoints/step-00000500/manifest.json").write_bytes(b"")
+    said = checkpoints("list", run).output
+    assert "step-00000500: DAMAGED" in said and [x.split()[0] for x in said.splitlines()[1:3]] == [
+        "400",
+        "600",
+    ]
+    for step in (400, 600):
+        (run / f"checkpoints/step-{step:08d}/manifest.json").unlink()
+    said = checkpoints("list", run).output
+    assert said.count("DAMAGED") == 3 and "no checkpoint yet" not in said
+
+
+def test_verify_promises_a_good_checkpoint_only_where_there_is_one(run: Path) -> None:
+    flip_a_bit(run / "checkpoints/step-00000500/model/adapter_model.safetensors")
+    assert "goes on from the newest good one" in str(refusal("verify", run))
+    for step in (400, 600):
+        flip_a_bit(run / f"checkpoints/step-{step:08d}/model/adapter_model.safetensors")
+    assert "stops: none is good" in str(refusal("verify", run))
+
+
 @pytest.mark.parametrize(
     ("which", "step"),
     [("500", 500), ("step-00000500", 500), ("newest", 600), ("best", 400), ("0500", 500)],

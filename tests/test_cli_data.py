@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headway.cli.data import app
+from headway.config import load_config
 from headway.data.tokens import Index, TokenStream
 from headway.errors import ConfigError, DataError
 from tiny import tiny_tokenizer
@@ -49,6 +50,8 @@ def test_show_reads_the_data_section_of_a_config(model, rows, tmp_path):
     shown = run("show", config, "--rows", 1)
     assert "\x1b[32m" in shown and "What is 1 + 1?" in shown.partition("\x1b[32m")[2]
     assert "4 of 4 rows" in run("lint", config)
+    (tmp_path / "run.json").write_text(json.dumps(load_config(config).tree()))
+    assert "4 of 4 rows" in run("lint", tmp_path / "run.json")
 
 
 def test_lint_counts_and_refuses(model, rows):
@@ -75,7 +78,7 @@ def test_tokenize_writes_shards_with_their_tokenizer(model, rows, tmp_path, kind
 
 def test_a_vocabulary_without_a_size_is_refused(rows, tmp_path):
     with pytest.raises(ConfigError, match="bpe:8192"):
-        run("tokenize", rows, "--to", tmp_path / "t", "--tokenizer", "bpe:big")
+        run("tokenize", rows, "--to", tmp_path / "t", "--tokenizer", "bpe:²")
 
 
 def test_importing_the_verbs_loads_neither_torch_nor_transformers():
@@ -84,3 +87,11 @@ def test_importing_the_verbs_loads_neither_torch_nor_transformers():
 
     code = "import sys, headway.cli.data; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_shards_that_cannot_be_written_are_refused_in_words(rows, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for place in (tmp_path / "notes.txt", tmp_path / "notes.txt/below"):
+        with pytest.raises(ConfigError, match=r"--to .*notes\.txt.*give a folder"):
+            run("tokenize", rows, "--to", place, "--tokenizer", "characters", "--text", "question")
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -102,11 +102,43 @@ def test_a_row_is_read_the_same_alone_and_among_others_whatever_side_is_padded(
         alone = rows.microbatch([0]).inputs
         with torch.no_grad():
             one, many = told_by(task.model, alone), told_by(task.model, together)
-        assert alone["last_at"].item() == len(rows.ids[0]) - 1
+        assert alone["last_at"].item() == len(rows.written[0].ids) - 1
         torch.testing.assert_close(many.delta[1:2], one.delta, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(many.amounts[1:2], one.amounts, rtol=1e-4, atol=1e-6)
         found[side] = one.delta
     assert torch.equal(found["left"], found["right"])
+
+
+def test_a_number_is_also_given_by_its_value_and_what_is_no_number_is_not(tmp_path: Path) -> None:
+    task = built(tmp_path)
+    edits = [
+        "leg1 +12.5 mm",
+        "make leg2 3mm longer, hole_1 -40",
+        "nothing",
+        "shrink by \N{MINUS SIGN}7",
+    ]
+    rows = task.text.write(edits)
+    found = [[value for _, value in row.numbers] for row in rows]
+    assert found == [[12.5], [3.0, -40.0], [], [-7.0]]
+    for row in rows:
+        for at, value in row.numbers:
+            before = task.text.tokenizer.decode(row.ids[task.text.latent_tokens : at + 1])
+            assert before.endswith(f"{abs(value):g}")
+
+
+def test_the_value_reaches_the_answer_and_no_other_row_does(tmp_path: Path) -> None:
+    task = built(tmp_path)
+    torch.nn.init.normal_(task.model.head.rest[-1].weight)  # it begins at zero
+    task.model.eval()
+    torch.nn.init.normal_(task.model.head.multiples[-1].weight)
+    numbered = [n for n, row in enumerate(task.train.written) if row.numbers][:2]
+    batch = dict(task.train.microbatch(numbered).inputs)
+    moved = torch.where(batch["number_row"] == 0, 5.0, 0.0) + batch["number_value"]
+    with torch.no_grad():
+        before = told_by(task.model, batch).delta
+        after = told_by(task.model, {**batch, "number_value": moved}).delta
+    assert not torch.allclose(after[0], before[0])
+    torch.testing.assert_close(after[1], before[1])
 
 
 def test_latent_and_every_word_reach_the_answer_and_no_other_row_does(tmp_path: Path) -> None:
@@ -143,7 +175,7 @@ def test_the_latent_reaches_the_hidden_state_too(tmp_path: Path) -> None:
     with torch.no_grad():
         told_by(task.model, batch)
         told_by(task.model, {**batch, "z": batch["z"] + 1.0})
-    assert not torch.allclose(seen[0], seen[1])
+    assert not torch.allclose(seen[0], seen[2])  # of the last token; between, of the numbers
 
 
 def test_an_instruction_that_is_too_long_is_an_error_and_is_never_cut(tmp_path: Path) -> None:

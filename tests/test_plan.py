@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cases import tree_of
+from headway.building import build_context, with_room
 from headway.cli import build_app
-from headway.config import RunConfig
+from headway.config import RunConfig, find_recipe
 from headway.config.sections import Checkpoint, Hardware
 from headway.cost import Gpu, Rate, load_prices
+from headway.engine.fake import weightless
 from headway.engine.fit import Footprint, Held
+from headway.engine.world import World
 from headway.planning import Assumptions, plan_run
-from headway.planning.memory import Way, ladder
+from headway.planning.memory import Way, context_of, ladder, traced
 from headway.planning.offers import Work, needed_bytes, offers, spot_money
+from headway.planning.room import tokens_that_fit
 from seven import tree_1b, tree_7b
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -317,3 +322,52 @@ def test_pictures_beside_a_small_file_are_not_read_where_they_are_large(tmp_path
     assert "would have to be read" in str(data.why_not_counted(config))
     blind = plan_run(config, prices=SMALL, microbatches=[1])
     assert not blind.rows.read and blind.rows.longest_tokens == 128
+
+
+# ------------------------------------------------------------------ microbatches: auto
+
+
+def test_the_tokens_at_once_are_what_this_gpu_holds_and_hardly_more(tmp_path):
+    """`microbatch_size: auto` on a GPU, without one: its step is traced again with these tokens."""
+    config = tiny(
+        tmp_path, train={"horizon": {"steps": 2}, "batch_size": 64, "learning_rate": 1e-3}
+    )
+    world, assume = World(torch.device("cpu")), Assumptions()
+    with weightless("cuda"):
+        context = context_of(config, data=False, activation_checkpointing=False)
+        way, _ = traced(config, context, [1, 8, 16, 32])
+    sizes = {step.rows: needed_bytes(step.peak_bytes, assume) for step in way.steps}
+    a_row = way.steps[0].tokens
+    for memory in (sizes[8], (sizes[8] + sizes[16]) // 2, sizes[32]):
+        tokens = tokens_that_fit(config, world, memory)
+        rows = tokens // a_row
+        with weightless("cuda"):
+            found, more = traced(config, context, [rows, max(rows + 2, rows * 5 // 4)])[0].steps
+        assert needed_bytes(found.peak_bytes, assume) <= memory * 1.01
+        assert needed_bytes(more.peak_bytes, assume) > memory
+    assert tokens_that_fit(config, world, assume.context_bytes) == 0
+    whole = tokens_that_fit(config, world, 1 << 40)
+    assert whole >= 64 * a_row  # a larger GPU takes the whole batch
+
+
+def test_a_config_that_says_its_rows_or_has_no_gpu_is_not_planned(tmp_path):
+    config = tiny(tmp_path)
+    world = World(torch.device("cpu"))
+    context = build_context(config, world)
+    assert with_room(config, context, world, None) == (context, [])
+    rows = replace(context, microbatch_size=2)
+    assert with_room(config, rows, world, 1 << 34) == (rows, [])
+    planned, said = with_room(config, context, world, 1 << 34)
+    assert planned.tokens_at_once and said[0][0] == "fit" and "16 GiB" in said[0][1]
+    none, why = with_room(config, context, world, 1 << 20)
+    assert none.tokens_at_once == 1 and why[0][0] == "warning" and "not even one" in why[0][1]
+
+
+def test_the_recipes_cut_their_batches_at_the_planned_tokens(tmp_path):
+    tree = tree_of("sft-lora", tmp_path)
+    config = RunConfig(**{**tree, "hardware": {"device": "cpu", "precision": "fp32"}})
+    context = build_context(config, World(torch.device("cpu")))
+    task = find_recipe(config.recipe).build(config.task, replace(context, tokens_at_once=1))
+    assert [len(m.rows) for m in task.batch_at(0)] == [1] * config.train.batch_size
+    whole = replace(task, context=replace(context, tokens_at_once=10**9))
+    assert [len(m.rows) for m in whole.batch_at(0)] == [config.train.batch_size]

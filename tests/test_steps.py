@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -110,9 +111,39 @@ def test_evaluation_is_the_mean_over_all_units_and_names_the_worst_rows() -> Non
     assert [w.row for w in found.worst] == sorted(means, key=lambda row: -means[row])[:3]
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_a_row_whose_loss_is_no_number_is_the_worst_wherever_it_stands(place: int) -> None:
+    task = fresh().task
+    held = list(task.held_out())
+    held[place].inputs["x"][:] = float("nan")  # type: ignore[index]
+    task.held_out = lambda halvings=0: iter(held)  # type: ignore[method-assign]
+    found = evaluate(task, step=0, world=WORLD, precision="fp32", worst_rows=1)
+    assert found is not None and math.isnan(found.metrics["loss"])
+    assert tuple(row.row for row in found.worst) == held[place].rows
+
+
 def test_an_interrupted_evaluation_is_no_measurement() -> None:
     found = evaluate(fresh().task, step=0, world=WORLD, precision="fp32", interrupted=lambda: True)
     assert found is None
+
+
+def test_one_of_several_ranks_shows_life_in_an_evaluation_and_does_not_leave_it_alone() -> None:
+    class OneOfTwo(World):
+        def sum(self, values: Sequence[float]) -> list[float]:
+            return list(values)
+
+        def gather(self, rows: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+            return rows
+
+    asked: list[int] = []
+
+    def interrupted() -> bool:
+        asked.append(1)
+        return True
+
+    task, world = fresh().task, OneOfTwo(torch.device("cpu"), rank=0, ranks=2)
+    found = evaluate(task, step=0, world=world, precision="fp32", interrupted=interrupted)
+    assert found is not None and len(asked) == found.rows == 6
 
 
 def test_a_non_finite_step_names_the_row_and_leaves_the_weights_alone() -> None:

@@ -85,7 +85,7 @@ def check_page(page):
     seed=st.integers(0, 2**63),
     index=st.integers(0, pages.MOST_PAGES - 1),
     side=st.sampled_from(SIDES),
-    size=st.sampled_from(["page", "crop", "strip"]),
+    size=st.sampled_from(["page", "crop", "strip", "field"]),
     real=st.booleans(),
 )
 def test_the_answer_says_what_is_drawn_and_nothing_else(folder, seed, index, side, size, real):
@@ -134,7 +134,7 @@ def boxes_of(sheet, at):
             yield mark.text, (x, y - 0.6 * mark.size, x + wide, y), mark.size
 
 
-@pytest.mark.parametrize("size", ["page", "crop", "strip"])
+@pytest.mark.parametrize("size", ["page", "crop", "strip", "field"])
 def test_every_text_is_on_the_page_and_on_no_other_text(size, monkeypatch, folder):
     options = Options(train=1, eval=0, size=size, noise=0, lines=2, las=str(folder))
     seen = capture(monkeypatch)
@@ -144,7 +144,7 @@ def test_every_text_is_on_the_page_and_on_no_other_text(size, monkeypatch, folde
     assert len(seen) == 25
     for sheet, (width, height), at in seen:
         texts = list(boxes_of(sheet, at))
-        room = 3 if size == "strip" else 15
+        room = 3 if size in ("strip", "field") else 15
         for text, (left, top, right, bottom), pixels in texts:
             assert left >= room and right <= width - room, (text, left, right, width)
             assert top >= 2 and bottom <= height - 3, text
@@ -195,7 +195,7 @@ def digest(options, side="train", index=3, sources=None):
     return hashlib.sha256(page.image + page.answer.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("size", ["page", "crop", "strip"])
+@pytest.mark.parametrize("size", ["page", "crop", "strip", "field"])
 def test_a_page_depends_on_seed_side_and_index_alone(size):
     options = Options(train=9, eval=9, size=size, seed=5)
     more = Options(train=900, eval=90, size=size, seed=5)
@@ -218,6 +218,9 @@ def test_sizes_are_those_promised():
         assert strip.height_px in (32, 64) and strip.width_px in pages.STRIP_WIDTHS_PX
         assert strip.answer.isascii() and strip.answer.count("\n") <= 3
         assert strip.suffix == ".jpg" and crop.suffix == ".png"
+        field = page_at(Options(train=1, eval=0, size="field"), Sources(), "train", index)
+        assert field.height_px == 32 and field.width_px in range(64, 513, 32)
+        assert len(field.fields) == 1 and "\n" not in field.answer
         assert Image.open(io.BytesIO(crop.image)).size == (crop.width_px, crop.height_px)
 
 

@@ -155,9 +155,15 @@ class TrainedRun:
 
     def export(self, to: Path, format: str) -> Mapping[str, Any]:
         """Write weights for use elsewhere, read them back and compare; what was found."""
-        if to.exists() and any(to.iterdir()):
+        try:
+            to.mkdir(parents=True, exist_ok=True)
+            empty = not any(to.iterdir())
+        except OSError as error:
+            raise ConfigError(
+                f"--to {to}: {error.strerror}; give a folder that can be made and written"
+            ) from error
+        if not empty:
             raise ConfigError(f"--to {to}: the folder is not empty; give another one")
-        to.mkdir(parents=True, exist_ok=True)
         try:
             return self.recipe.export(self.task, self.config.task, to, format)
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,13 +22,44 @@ def built(
     config: RunConfig, world: World, folder: Path, changed: list[str]
 ) -> tuple[Recipe, Task, list[tuple[str, str]]]:
     """The recipe, the task it makes of the config, and what is to be said of both."""
-    recipe, context = find_recipe(config.recipe), build_context(config, world)
+    recipe = find_recipe(config.recipe)
+    context, fits = with_room(config, build_context(config, world), world, memory_of(world))
     asked = before_build(config, folder) if world.leads else []
-    notes = [("warning", line) for line in changed]
+    notes = [*fits, *(("warning", line) for line in changed)]
     notes += passed([*asked, *recipe.checks(config.task, context)])
     task = recipe.build(config.task, context)
     refuse_nothing_held_out(config, task)
     return recipe, task, notes
+
+
+def with_room(
+    config: RunConfig, context: BuildContext, world: World, gpu_bytes: int | None
+) -> tuple[BuildContext, list[tuple[str, str]]]:
+    """The context with the tokens at once that the plan says fit this GPU, and what to say of it.
+
+    Nothing changes where there is no GPU, or the config says how many rows.
+    """
+    if gpu_bytes is None or context.microbatch_size is not None:
+        return context, []
+    from headway.planning.room import tokens_that_fit  # it builds tasks too
+
+    place = f"{gpu_bytes / 2**30:.0f} GiB"
+    try:
+        tokens = tokens_that_fit(config, world, gpu_bytes)
+    except ConfigError as error:  # build says it again where the run cannot do it either
+        return context, [("fit", f"microbatches for {place} by a rule of thumb: {error}")]
+    if not tokens:
+        what = f"by the plan not even one row of the longest fits {place}; it is tried nevertheless"
+        return replace(context, tokens_at_once=1), [("warning", what)]
+    said = f"by the plan {tokens:,} tokens at once fit {place}"
+    return replace(context, tokens_at_once=tokens), [("fit", said)]
+
+
+def memory_of(world: World) -> int | None:
+    """Of this rank's GPU; None on a CPU."""
+    if world.device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(world.device).total_memory)
 
 
 def refuse_nothing_held_out(config: RunConfig, task: Task) -> None:

@@ -41,7 +41,7 @@ def claimed(folder: Path, config: RunConfig, fresh: bool) -> Iterator[list[str]]
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     aside = None
-    if fresh and begun(folder):
+    if fresh and (begun(folder) or holds_checkpoints(folder)):
         with RunLock(folder / LOCK_FILE):
             aside = folder.rename(unused_name(folder))
             folder.mkdir()
@@ -75,6 +75,12 @@ def writable(folder: Path) -> Iterator[None]:
 def begun(folder: Path) -> bool:
     """Whether an attempt of this run ever opened, data, model and all."""
     return bool(read_events(folder / JOURNAL_FILE, {"plan"}))
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether checkpoints lie here, good or set aside: a lost journal does not make a folder
+    empty."""
+    return any(any((folder / place).glob("*step-*")) for place in ("checkpoints", "quarantine"))
 
 
 def unused_name(folder: Path) -> Path:

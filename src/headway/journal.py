@@ -148,7 +148,7 @@ class Journal:
         size_bytes = os.fstat(self._fd).st_size
         self._end = _good_end(self._fd, size_bytes)
         self.cut_bytes = size_bytes - self._end
-        """What was cut off on opening: for the run to mention."""
+        """What a kill left of its last line, and opening cut off."""
         if self.cut_bytes:
             os.ftruncate(self._fd, self._end)
 

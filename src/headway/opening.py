@@ -73,14 +73,14 @@ def opened(
         signals.before_leaving(bucket.leave if bucket else lambda: None)
         changed = stack.enter_context(claimed(folder, config, fresh)) if world.leads else []
         attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
-        store = CheckpointStore(folder, attempt=str(attempt))
+        store = store_of(folder, attempt, from_step)  # before the journal: a typo is no attempt
         events = read_events(folder / JOURNAL_FILE, USED)
         meter = started_meter(config.cost, events, store, billed_until)
         limits = limits_of(config, meter, events, store, billed_until)
         journal = None
         if world.leads:
             journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
-            journal.append("opening", pid=os.getpid(), host=socket.gethostname())
+            write_opening(journal)
         stack.enter_context(tracking(config.track, folder, journal, show.say))
         stack.enter_context(last_words(journal, meter, limits))
         saver = stack.enter_context(Saver(store))
@@ -158,6 +158,12 @@ def own_attempt(folder: Path, bucket: Uploading | None) -> int:
     return bucket.attempt() if bucket else next_attempt(folder / JOURNAL_FILE)
 
 
+def write_opening(journal: Journal) -> None:
+    """The first line of an attempt: who opens the run, and what half line a kill had left."""
+    who = {"pid": os.getpid(), "host": socket.gethostname()}
+    journal.append("opening", **who, cut_bytes=journal.cut_bytes)
+
+
 @contextlib.contextmanager
 def last_words(journal: Journal | None, meter: Meter | None, limits: Limits) -> Iterator[None]:
     """An attempt that an error ends says so, and what it has used, from its first moment on."""
@@ -175,6 +181,15 @@ def last_words(journal: Journal | None, meter: Meter | None, limits: Limits) -> 
                 journal.append("stop", reason=StopReason.ERROR.value, message=message, **used)
                 journal.flush()
         raise
+
+
+def store_of(folder: Path, attempt: int, from_step: int | None) -> CheckpointStore:
+    """The run's checkpoints; ConfigError if the one to go on from is not among them."""
+    store = CheckpointStore(folder, attempt=str(attempt))
+    steps = [checkpoint.step for checkpoint in store.checkpoints()]
+    if from_step is not None and from_step not in steps:
+        raise ConfigError(f"--from: there is no checkpoint at step {from_step}; there are {steps}")
+    return store
 
 
 def swept(
@@ -199,9 +214,6 @@ def restored(
     found: list[str] = []
     step = -1
     if world.leads:
-        steps = [c.step for c in store.checkpoints()]
-        if at is not None and at not in steps:
-            raise ConfigError(f"--from: there is no checkpoint at step {at}; there are {steps}")
         checkpoint, found = store.newest_good(at)
         step = checkpoint.step if checkpoint else -1
         saves = read_events(store.root / JOURNAL_FILE, {"save"})
@@ -286,7 +298,7 @@ def introduce(run: Run, notes: list[tuple[str, str]]) -> None:
     )
     for kind, line in notes:
         journal.append(kind, what=line)
-        run.show.say(line if kind == "warm_start" else f"WARNING: {line}")
+        run.show.say(line if kind in ("warm_start", "fit") else f"WARNING: {line}")
     section = run.config.train
     journal.append(
         "plan",

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from headway.claim import writable
 from headway.config import RunConfig
 from headway.cost import Meter
 from headway.engine.evaluate import evaluate
@@ -23,7 +24,7 @@ from headway.engine.world import World
 from headway.evals import brief, refuse_no_number, stale, write
 from headway.journal import Journal, timeline
 from headway.limits import Limits
-from headway.records import StepReport, StopReason
+from headway.records import Evaluation, StepReport, StopReason
 from headway.rollback import rolls_back
 from headway.saving import Saving
 from headway.show import Show
@@ -185,7 +186,9 @@ class Run:
         A step that is left behind by a signal or a limit is evaluated by the next attempt.
         """
         section, step = self.config.evaluate, self.state.step
-        if section is not None and self.evaluation_due(step) and leaves_time(stop):
+        if section is None:
+            return None
+        if self.evaluation_due(step) and leaves_time(stop):
             found = evaluate(
                 self.task,
                 step=step,
@@ -197,26 +200,31 @@ class Run:
             )
             if found is None:
                 return self.limit() or StopReason.SIGNAL
-            self.limits.took(evaluation=found.seconds)
-            refuse_no_number(found)
-            self.state.evaluations.append((step, found.metrics["loss"]))
-            self.saves.scores[step] = found.metrics["loss"]
-            if self.journal:
-                before = next((x for at, x in self.state.evaluations if at == 0 < step), None)
-                if before is not None:
-                    found = replace(found, baselines={"loss/untrained": before})
-                found = self.recipe.measure(self.task, found)
-                write(self.folder, found)
-                self.journal.append(brief(found))
-                self.journal.flush()
-                self.show.evaluated(found)
-                self.monitor.evaluated(found)
-            self.world.barrier()
-        if section is None or section.early_stop is None or stop:
+            self.measured(found)
+        if section.early_stop is None or stop:
             return None
         patience, min_delta = section.early_stop.patience, section.early_stop.min_delta
         losses = [loss for _, loss in sorted(self.state.evaluations)]
         return StopReason.EARLY_STOP if stale(losses, patience, min_delta) else None
+
+    def measured(self, found: Evaluation) -> None:
+        """Count a whole evaluation, write it to disk and journal, and show it."""
+        self.limits.took(evaluation=found.seconds)
+        refuse_no_number(found)
+        untrained = dict(self.state.evaluations).get(0)  # None when this is the one at step 0
+        self.state.evaluations.append((found.step, found.metrics["loss"]))
+        self.saves.scores[found.step] = found.metrics["loss"]
+        if self.journal:
+            if untrained is not None:
+                found = replace(found, baselines={"loss/untrained": untrained})
+            found = self.recipe.measure(self.task, found)
+            with writable(self.folder):
+                write(self.folder, found)
+            self.journal.append(brief(found))
+            self.journal.flush()
+            self.show.evaluated(found)
+            self.monitor.evaluated(found)
+        self.world.barrier()
 
     def interrupted(self) -> bool:
         """Whether an evaluation should end early; asked after each of its microbatches."""

@@ -76,6 +76,12 @@ class RunView:
         return int(digits) if digits.isascii() and digits.isdigit() else None
 
 
+def unreadable(view: RunView) -> list[str]:
+    """Directories named like a checkpoint whose manifest cannot be read: they were one once."""
+    good = {checkpoint.path.name for checkpoint in view.checkpoints()}
+    return sorted({path.name for path in (view.path / "checkpoints").glob("step-*")} - good)
+
+
 def verified(view: RunView, only: Checkpoint | None = None) -> dict[str, list[str]]:
     """What is wrong with each checkpoint, every byte read: name -> problems, empty where good.
 

@@ -33,7 +33,7 @@ def list_command(
     """One line for each checkpoint: step, age, size, losses, which is the best, where it lies."""
     from headway.cli.tables import show_json
     from headway.report.checkpoint_view import checkpoint_rows, gone_row
-    from headway.viewing import open_run, verified
+    from headway.viewing import open_run, unreadable, verified
 
     view = open_run(run)
     there = view.checkpoints()
@@ -50,10 +50,14 @@ def list_command(
     ]
     if json:
         show_json(rows)
-    elif rows:
+        return
+    damaged = unreadable(view)
+    if rows:
         show_checkpoints(rows)
-    else:
+    elif not damaged:
         typer.echo(f"{view.path}: no checkpoint yet")
+    for name in damaged:
+        typer.echo(f"{name}: DAMAGED, its manifest cannot be read")
 
 
 def bucket_as_sent(run: Path, there: Sequence[Checkpoint]) -> dict[int, str]:
@@ -214,10 +218,11 @@ def verify_command(
             typer.echo(f"{name}  {'DAMAGED' if name in bad else 'good'}")
     if bad:
         problems = [problem for problems in bad.values() for problem in problems]
+        then = "goes on from the newest good one"
         raise CheckpointError(
             f"{len(bad)} of {len(found)} checkpoints in {view.path} are damaged: "
-            f"{'; '.join(problems)}. Nothing was changed; `headway train` will set damaged ones "
-            "aside and continue from the newest good one."
+            f"{'; '.join(problems)}. Nothing was changed; `headway train` sets damaged ones aside "
+            f"and {'stops: none is good' if len(bad) == len(found) else then}."
         )
 
 

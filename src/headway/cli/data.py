@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from headway.cli.cad import cad_edits, cad_parts
 from headway.cli.crop_headers import crop_headers
 from headway.cli.step_labels import step_labels
 from headway.cli.well_log_headers import well_log_headers
-from headway.errors import ConfigError, DataError
+from headway.errors import ConfigError, DataError, StorageFull
 
 if TYPE_CHECKING:
     from headway.config import RunConfig
@@ -25,7 +26,10 @@ app.command("crop-headers")(crop_headers)
 app.command("cad-parts")(cad_parts)
 app.command("cad-edits")(cad_edits)
 
-_What = Annotated[str, typer.Argument(help="A config (.yaml, .toml), or a data file or folder.")]
+_What = Annotated[str, typer.Argument(help="A config, or a data file or folder.")]
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.path=value of a config, as often as needed.")
+]
 _Tokenizer = Annotated[
     str | None, typer.Option(help="Model or folder the tokenizer is of; a config names its own.")
 ]
@@ -35,6 +39,7 @@ _MaxTokens = Annotated[int, typer.Option(help="Longest row, where no config says
 @app.command()
 def show(
     what: _What,
+    overrides: _Overrides = None,
     rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
     start: Annotated[int, typer.Option(help="The first of them, counted from 0.")] = 0,
     tokenizer: _Tokenizer = None,
@@ -50,13 +55,14 @@ def show(
     from headway.data.chat import render, spans
     from headway.data.sources import read_records
 
-    own = _surveying(what, tokenizer)
+    config = _config(what, overrides)
+    own = _surveying(config, what, tokenizer)
     if own:
         recipe, config, cache = own
         for row in islice(recipe.rows_as_read(config.task, cache), start, start + rows):
             _show_row(row)
         return
-    data, model, longest = _opened(what, tokenizer, max_tokens)
+    data, model, longest = _opened(config, what, tokenizer, max_tokens)
     records = (record for source in data.train for record in read_records(source))
     for record in islice(records, start, start + rows):
         example = render(
@@ -78,6 +84,7 @@ def show(
 @app.command()
 def lint(
     what: _What,
+    overrides: _Overrides = None,
     tokenizer: _Tokenizer = None,
     max_tokens: _MaxTokens = 2048,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
@@ -87,7 +94,8 @@ def lint(
     from headway.data.prepare import survey
     from headway.data.report import refuse_beyond
 
-    own = _surveying(what, tokenizer)
+    config = _config(what, overrides)
+    own = _surveying(config, what, tokenizer)
     if own:
         recipe, config, cache = own
         found = recipe.survey(config.task, config.run.seed, cache)
@@ -98,8 +106,8 @@ def lint(
         if found.refusal:
             raise DataError(found.refusal)
         return
-    data, model, longest = _opened(what, tokenizer, max_tokens)
-    report = survey(data, model, max_tokens=longest, seed=_seed(what))
+    data, model, longest = _opened(config, what, tokenizer, max_tokens)
+    report = survey(data, model, max_tokens=longest, seed=config.run.seed if config else 0)
     if json:
         show_json(report.tree())
     else:
@@ -130,7 +138,14 @@ def tokenize(
     columns = None if text == "text" else {"text": text}
     read = [Source(path=path, columns=columns) for path in sources]
     model = _made(tokenizer, read, to)
-    index = write_shards(read, model, to, workers=workers, shard_tokens=shard_tokens)
+    try:
+        index = write_shards(read, model, to, workers=workers, shard_tokens=shard_tokens)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StorageFull if full else ConfigError)(
+            f"--to {to}: {error.strerror} ({error.filename or to}). Free space, or give a folder "
+            "that can be made and written; the same call goes on"
+        ) from error
     documents = sum(shard.documents for shard in index.shards)
     typer.echo(
         f"{to}: {index.tokens:,} tokens of {documents:,} documents in {len(index.shards)} shards, "
@@ -138,17 +153,16 @@ def tokenize(
     )
 
 
-def _surveying(what: str, tokenizer: str | None) -> tuple[Surveying, RunConfig, Path] | None:
+def _surveying(
+    config: RunConfig | None, what: str, tokenizer: str | None
+) -> tuple[Surveying, RunConfig, Path] | None:
     """The recipe of a config whose data is no rows of text, to show it; None for all others."""
     from headway.config import find_recipe
     from headway.data.sources import TextData
     from headway.engine.task import Surveying
     from headway.machine import cache_folder
 
-    if not _is_config(what):
-        return None
-    config = _config(what)
-    if isinstance(getattr(config.task, "data", None), TextData):
+    if config is None or isinstance(getattr(config.task, "data", None), TextData):
         return None
     recipe = find_recipe(config.recipe)
     if not isinstance(recipe, Surveying):
@@ -173,34 +187,50 @@ def _show_row(row: RowAsRead) -> None:
     typer.echo("\n")
 
 
-def _opened(what: str, tokenizer: str | None, max_tokens: int) -> tuple[TextData, Any, int]:
+def _opened(
+    config: RunConfig | None, what: str, tokenizer: str | None, max_tokens: int
+) -> tuple[TextData, Any, int]:
     """The data section, the tokenizer and the longest row, of a config or for a bare file."""
     from headway.data.sources import TextData
 
-    if not _is_config(what):
+    if config is None:
         if tokenizer is None:
             raise ConfigError(
                 f"{what}: rows are shown as a model sees them: give --tokenizer MODEL"
             )
         return TextData.model_validate({"train": what}), _loaded(tokenizer, None), max_tokens
-    task: Any = _config(what).task
+    task: Any = config.task
     model = _loaded(tokenizer or task.base_model, getattr(task, "revision", None))
     return task.data, model, task.max_tokens
 
 
 def _is_config(what: str) -> bool:
-    return Path(what).suffix in (".yaml", ".yml", ".toml", ".py")
+    suffix = Path(what).suffix
+    return suffix in (".yaml", ".yml", ".toml", ".py") or (suffix == ".json" and _has_recipe(what))
 
 
-def _config(what: str) -> Any:
+def _has_recipe(what: str) -> bool:
+    """Whether a JSON file is a config: rows come as a list, and have no recipe."""
+    import json
+
+    try:
+        tree = json.loads(Path(what).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever reads it as data says what is wrong
+    return isinstance(tree, dict) and "recipe" in tree
+
+
+def _config(what: str, overrides: list[str] | None) -> RunConfig | None:
+    """The config that is asked about; None for a bare file, which has nothing to override."""
     from headway.config import load_config
 
-    return load_config(what)
-
-
-def _seed(what: str) -> int:
-    """The run's seed, which draws the held-out rows; 0 for a bare file."""
-    return int(_config(what).run.seed) if _is_config(what) else 0
+    if _is_config(what):
+        return load_config(what, overrides or [])
+    if overrides:
+        raise ConfigError(
+            f"{overrides[0]}: {what} is data, not a config; nothing can be overridden"
+        )
+    return None
 
 
 def _loaded(name: str, revision: str | None) -> Any:
@@ -228,6 +258,6 @@ def _made(name: str, sources: list[Any], to: Path) -> Any:
             documents += 1
         return train_characters("".join(characters), "<|endoftext|>" if documents > 1 else None)
     size = name.removeprefix("bpe:")
-    if not size.isdigit():
+    if not (size.isascii() and size.isdigit()):
         raise ConfigError(f"--tokenizer {name}: write the size of the vocabulary, as in bpe:8192")
     return train_bpe(texts, int(size))

@@ -82,6 +82,8 @@ def train(
 
     if hang_minutes is not None and not supervise:
         raise ConfigError("--hang-minutes: only --supervise looks for hangs; give both")
+    if fresh and from_step:
+        raise ConfigError("--fresh starts over and --from goes on from a checkpoint: give one")
     if quick and (supervise or from_step):
         raise ConfigError("--quick tries a config from step 1: leave --supervise and --from out")
     if sweep:

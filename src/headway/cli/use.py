@@ -71,4 +71,5 @@ def export(
     from headway.api import load_run
 
     found = load_run(run, step).export(to, format)
-    typer.echo(f"exported to {to}: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+    said = ", ".join(f"{name} {value}" for name, value in found.items() if name != "to")
+    typer.echo(f"exported to {to}: {said}")

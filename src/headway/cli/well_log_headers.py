@@ -10,7 +10,8 @@ import typer
 from headway.errors import ConfigError
 
 _SIZE = (
-    "page: a whole header. crop: the header alone, width 4/3 of height. strip: one or two lines."
+    "page: a whole header. crop: the header alone, width 4/3 of height. strip: one or two lines. "
+    "field: one label and its value. word: one word of these."
 )
 _LAS = "Folder of LAS files: their labels, units and values are used; without, tables of our own."
 _NOISE = "How worn the scans are: 0 to 1."

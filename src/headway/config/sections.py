@@ -154,7 +154,8 @@ class Hardware(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes the GPU if there is one."""
     microbatch_size: Literal["auto"] | Count = "auto"
-    """Rows per forward pass on each GPU; `auto` leaves it to the recipe (text: by tokens)."""
+    """Rows per forward pass on each GPU; `auto`: as many tokens as by the plan fit the GPU, halved
+    where memory runs out all the same; on a CPU as many as are fast (graphs: by faces)."""
     precision: Literal["bf16", "fp32", "bf16_pure"] = "bf16"
     """`bf16` computes in bfloat16 over fp32 weights (autocast), `fp32` in fp32; `bf16_pure` also
     keeps the weights in bfloat16."""

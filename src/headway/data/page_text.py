@@ -76,7 +76,14 @@ class Boxes:
     boxes: tuple[tuple[str, bool], ...]
 
 
-Part = Title | Lines | Pairs | Grid | Boxes
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Text that is no field."""
+
+    text: str
+
+
+Part = Title | Lines | Pairs | Grid | Boxes | Plain
 
 
 def markdown(parts: Iterable[Part]) -> str:
@@ -105,6 +112,8 @@ def fields(parts: Iterable[Part]) -> list[Field]:
                 ]
             case Boxes(label, boxes):
                 found += [(f"{label} / {name}", _box(on)) for name, on in boxes]
+            case Plain(_):
+                pass
     return found
 
 
@@ -150,6 +159,8 @@ def _written(part: Part) -> str:
             return _table(title, [head, *([(False, text) for text in row] for row in rows)])
         case Boxes(label, boxes):
             return f"{label}: " + " ".join(f"{_box(on)} {name}" for name, on in boxes)
+        case Plain(text):
+            return text
 
 
 def _table(title: str, rows: Iterable[Sequence[Cell]]) -> str:

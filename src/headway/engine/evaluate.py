@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,9 +46,9 @@ def evaluate(
 ) -> Evaluation | None:
     """The mean loss over all held-out rows, and the rows with the highest losses.
 
-    Where memory runs out it begins again in smaller pieces. Returns None when ``interrupted`` asked
-    to stop between two microbatches: a partial mean is no measurement. Raises DataError when there
-    are no held-out rows, OutOfMemory when one alone does not fit.
+    Where memory runs out it begins again in smaller pieces. ``interrupted`` is asked after each
+    microbatch; None is returned when it asked to stop: a partial mean is no measurement.
+    Raises DataError when there are no held-out rows, OutOfMemory when one alone does not fit.
     """
     rung = rung or Rung()
     while True:
@@ -84,9 +85,9 @@ def _measured(
             for name, per_row in values.items():
                 totals[name] = totals.get(name, 0.0) + sum(per_row)
             rows += zip(microbatch.rows, values["loss"], microbatch.weights, strict=True)
-            if (
-                world.ranks == 1 and interrupted()
-            ):  # ranks may hold different numbers of microbatches
+            # Always asked, since asking is a sign of life; obeyed by one process alone, since ranks
+            # may hold different numbers of microbatches.
+            if interrupted() and world.ranks == 1:
                 return None
     found = _summed(totals, rows, step, world, worst_rows, started)
     if not isinstance(task, Observing):
@@ -145,4 +146,5 @@ def _worst(rows: list[tuple[int, float, float]], keep: int, world: World) -> tup
 
 
 def _hardest(rows: list[tuple[float, ...]], keep: int) -> list[tuple[float, ...]]:
-    return sorted(rows, key=lambda row: (-row[0], row[1]))[:keep]
+    # NaN compares with nothing, so it would stay wherever it was; and it is the worst there is.
+    return sorted(rows, key=lambda row: (not math.isnan(row[0]), -row[0], row[1]))[:keep]

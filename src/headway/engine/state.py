@@ -194,8 +194,8 @@ def restore(state: TrainState, checkpoint: Path) -> None:
         left_out = [(int(a), int(b)) for a, b in counters.get("left_out", [])]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a run's counters ({error!r})") from error
-    trained = step > len(refused)
-    _restore_optimizer(state, checkpoint / OPTIMIZER_FILE, numbers, trained)
+    # Without a row there was no update: every step so far was refused or left out.
+    _restore_optimizer(state, checkpoint / OPTIMIZER_FILE, numbers, rows > 0)
     state.step, state.rows, state.tokens, state.evaluations = step, rows, tokens, evaluations
     state.refused, state.left_out = refused, left_out
 

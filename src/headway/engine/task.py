@@ -144,6 +144,8 @@ class BuildContext:
     """False where only the model's shape is used (plan): build the architecture from its config,
     and read or download no weights. ``build`` is then called within ``engine.fake.weightless``:
     whatever it makes with torch has a shape and no numbers."""
+    tokens_at_once: int | None = None
+    """With no ``microbatch_size``: what the plan found to fit this GPU; None: nobody planned."""
     layers: int | None = None
     """With ``weights`` false: build only so many of the model's layers. A recipe whose layers are
     all alike may follow it, and then says how many there really are in ``facts()["layers"]``."""

@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.engine.fake import is_fake
+from headway.engine.fake import is_fake, kind_of
 from headway.models.backbone import base_model
+
+SHORT_PATCHES = 256
+"""A picture of more keeps no matrix of its patches with each other."""
 
 
 def stack_pictures(model: nn.Module) -> int:
@@ -61,12 +64,20 @@ def _stacked(
             part[start:stop].unflatten(0, (count, length)).transpose(1, 2)
             for part in (query, key, value)
         )
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        out = _attended(q, k, v, self.scaling)
         found.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
         start = stop
     whole = found[0] if len(found) == 1 else torch.cat(found)
     done: Tensor = self.proj(whole if order is None else whole[order[1]])
     return done
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """[pictures, heads, patches, width] each. On a CPU torch's kernel takes two to three times as
+    long for sequences as short as a strip's; the matrices of long ones are not kept."""
+    if kind_of(query) != "cpu" or query.shape[-2] > SHORT_PATCHES:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return torch.softmax(query * scale @ key.mT, -1) @ value
 
 
 def _turned(part: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

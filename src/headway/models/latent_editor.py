@@ -8,6 +8,11 @@ of 1 mm does to a latent depends on the part, and the second mm does not do the 
 (Fitted in closed form to 800 of the published edits, 5 splits: held-out MSE .0047 with the amounts
 alone, .0023 with their squares.) An MLP adds what that leaves over.
 
+A small model is slow to learn what digits are worth. So each number of an instruction is also given
+by its value: an embedding of it is added to that of the number's last token (as in xVal, arXiv
+2310.02989), and an amount is, first of all, a sum over the numbers, each times what the model makes
+of it there: 1, -1, 25.4 for inches, 0 for "hole 2". What no number says, an MLP adds.
+
 Head and projector compute in fp32, whatever the language model computes in.
 """
 
@@ -23,6 +28,9 @@ from torch import Tensor, nn
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone, base_model
 
+SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""A value is given as tanh(value / size) for each: exact near a size, and never large."""
+
 
 class EditorShape(BaseModel):
     """What stands around the language model."""
@@ -33,6 +41,8 @@ class EditorShape(BaseModel):
 
     latent_tokens: int = Field(default=1, ge=1)
     """Embeddings that stand for the latent, before the instruction."""
+    numbers: bool = True
+    """Give each number of an instruction by its value too, and read amounts as multiples of it."""
     projector: int = Field(default=512, ge=1)
     """Width of the layer between latent and embeddings."""
     head: int = Field(default=512, ge=1)
@@ -52,6 +62,17 @@ class Told(NamedTuple):
     """[n] logits of "more"."""
 
 
+class Numbers(NamedTuple):
+    """The numbers in the instructions of some rows."""
+
+    hidden: Tensor
+    """[m, hidden] at each number's last token."""
+    row: Tensor
+    """[m] whose it is."""
+    value: Tensor
+    """[m]"""
+
+
 class EditorHead(nn.Module):
     """Reads hidden state and latent; also holds the scales that the data has."""
 
@@ -65,13 +86,8 @@ class EditorHead(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent))
         for name, size in (("latent", latent), ("delta", latent), ("amount", names)):
             self.register_buffer(f"{name}_scale", torch.ones(size))
-        self.projector = nn.Sequential(
-            nn.Linear(latent, shape.projector),
-            nn.GELU(),
-            nn.Linear(shape.projector, shape.latent_tokens * hidden),
-            nn.Unflatten(-1, (shape.latent_tokens, hidden)),
-            nn.LayerNorm(hidden),
-        )
+        self.projector = _as_words(latent, shape.projector, shape.latent_tokens, hidden)
+        self.numbers = _as_words(len(SIZES), shape.projector, 1, hidden) if shape.numbers else None
         self.reading = nn.Sequential(
             nn.LayerNorm(hidden),
             nn.Linear(hidden, shape.head),
@@ -80,18 +96,24 @@ class EditorHead(nn.Module):
         )
         both = shape.head + latent
         self.amounts = _mlp(both, shape.head, names, shape.dropout)
+        self.multiples = None
+        if shape.numbers:
+            self.multiples = _mlp(shape.head + both, shape.head, names, shape.dropout)
         self.direction = nn.Linear(shape.head, 1)
         self.rest = _mlp(both, shape.head, latent, shape.dropout)
         self.by_amount = nn.Linear(latent, 2 * names * latent)
-        for last in (self.rest[-1], self.by_amount, self.direction, self.amounts[-1]):
+        heads = [self.rest, self.amounts, *([self.multiples] if self.multiples else [])]
+        for last in (self.by_amount, self.direction, *(head[-1] for head in heads)):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.by_amount.bias, std=0.02)
         self.float()
 
     def start_at(self, embedding_size: float) -> None:
-        """Make the latent's embeddings as large as those of words: their root mean square."""
-        nn.init.constant_(self.projector[-1].weight, embedding_size)  # type: ignore[arg-type]
+        """Make our embeddings as large as those of words: their root mean square."""
+        for part in (self.projector, self.numbers):
+            if part is not None:
+                nn.init.constant_(part[-1].weight, embedding_size)  # type: ignore[arg-type]
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents over their deviation among the training rows."""
@@ -103,16 +125,40 @@ class EditorHead(nn.Module):
             found: Tensor = self.projector(self.scaled(z))
         return found
 
-    def forward(self, hidden: Tensor, z: Tensor) -> Told:
-        """Hidden states [n, hidden] at the last tokens, latents [n, latent]."""
+    def with_values(self, words: Tensor, at: Tensor, values: Tensor) -> Tensor:
+        """Embeddings [tokens, hidden], those of ``values`` [m] added ``at`` [m]."""
+        if self.numbers is None:
+            return words
+        with torch.autocast(words.device.type, enabled=False):
+            sizes = torch.tanh(values.float()[:, None] / values.new_tensor(SIZES))
+            added = self.numbers(sizes)[:, 0]
+        return words.index_add(0, at, added.to(words.dtype))
+
+    def forward(self, hidden: Tensor, z: Tensor, numbers: Numbers) -> Told:
+        """Hidden states [n, hidden] at the last tokens, latents [n, latent]; numbers [m]."""
         with torch.autocast(hidden.device.type, enabled=False):
             scaled, read = self.scaled(z), self.reading(hidden.float())
             both = torch.cat([read, scaled], -1)
             amounts = self.amounts(both)
+            if self.multiples is not None:
+                there = torch.cat([self.reading(numbers.hidden.float()), both[numbers.row]], -1)
+                values = numbers.value.float()[:, None] / self.amount_scale
+                amounts = amounts.index_add(0, numbers.row, self.multiples(there) * values)
             powers = torch.cat([amounts, amounts.square()], -1)
             per_amount = self.by_amount(scaled).unflatten(-1, (powers.shape[-1], -1))
             change = torch.einsum("np,npl->nl", powers, per_amount) + self.rest(both)
             return Told(change * self.delta_scale, amounts, self.direction(read)[:, 0])
+
+
+def _as_words(inside: int, width: int, words: int, hidden: int) -> nn.Sequential:
+    """[n, inside] -> [n, words, hidden], each as large as ``start_at`` says."""
+    return nn.Sequential(
+        nn.Linear(inside, width),
+        nn.GELU(),
+        nn.Linear(width, words * hidden),
+        nn.Unflatten(-1, (words, hidden)),
+        nn.LayerNorm(hidden),
+    )
 
 
 def _mlp(inside: int, width: int, outside: int, dropout: float) -> nn.Sequential:
@@ -144,13 +190,18 @@ class LatentEditor(nn.Module):
         row_ends: Sequence[int],
         latent_at: Tensor,
         last_at: Tensor,
+        number_at: Tensor,
+        number_row: Tensor,
+        number_value: Tensor,
         z: Tensor,
     ) -> Told:
-        """Rows end to end: ids [1, tokens], of which those at ``latent_at`` [n, latent_tokens]
-        stand for the latents ``z`` [n, latent]; read at ``last_at`` [n]."""
+        """Rows end to end, ids [1, tokens]; those at ``latent_at`` [n, latent_tokens] stand for the
+        latents ``z`` [n, latent]; numbers end at ``number_at`` [m]; read at ``last_at`` [n]."""
         words = base_model(self.language).get_input_embeddings()(input_ids)
         latents = self.head.embeddings(z).to(words.dtype)
-        given = words[0].index_copy(0, latent_at.flatten(), latents.flatten(0, 1))
+        given = self.head.with_values(words[0], number_at, number_value)
+        given = given.index_copy(0, latent_at.flatten(), latents.flatten(0, 1))
         hidden = hidden_states(self.language, given[None], position_ids, row_ends)
-        told: Told = self.head(hidden[last_at], z)
+        numbers = Numbers(hidden[number_at], number_row, number_value)
+        told: Told = self.head(hidden[last_at], z, numbers)
         return told

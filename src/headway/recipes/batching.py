@@ -19,8 +19,8 @@ CPU_BYTES = 400e6
 """What one forward pass may keep for backward under ``microbatch_size: auto`` on CPU: SmolLM2-135M
 then sees about 600 tokens at once: 15 % slower than 1000, with 0.4 GB less."""
 GPU_SHARE = 0.5
-"""Of the GPU's memory that weights, gradients and optimizer leave; the loss, temporary values and
-fragments need some too. Where it was too much, the ladder halves it."""
+"""Where the plan does not know the model: of the GPU's memory that weights, gradients and optimizer
+leave; the loss, temporary values and fragments need some too."""
 KEPT_BYTES = 40
 """Kept for backward per token, layer and unit of width: 629 MB for 906 tokens of SmolLM2-135M."""
 
@@ -68,7 +68,8 @@ def groups(
     A row that is too long by itself goes alone. No rows, no group. Each halving cuts every group in
     two, down to one row.
     """
-    size, budget = context.microbatch_size, tokens_at_once(model, context.device)
+    size = context.microbatch_size
+    budget = context.tokens_at_once or tokens_at_once(model, context.device)
     group: list[int] = []
     tokens = 0
     for row in rows:

@@ -7,12 +7,13 @@ of its own tokens, in a batch and alone.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,25 @@ from headway.errors import DataError
 
 NAMES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.names))
 """Every dimension that some family has, in the order of their tables."""
+WHAT_A_MODEL_READS = (
+    "input_ids", "position_ids", "row_ends", "latent_at", "last_at",
+    "number_at", "number_row", "number_value", "z",
+)  # fmt: skip
+"""Of a microbatch's inputs."""
 PLACEHOLDER = 0
 """The token id that stands where the latent's embedding goes."""
+
+
+NUMBER = re.compile(r"(?<![\w.])[+\-\N{MINUS SIGN}]?\d+(?:\.\d+)?")
+"""A number of an instruction, with its sign; not the 1 of "leg1"."""
+
+
+class WrittenEdit(NamedTuple):
+    """An edit's tokens."""
+
+    ids: NDArray[np.int32]
+    numbers: Sequence[tuple[int, float]]
+    """(place of its last token, value) of each number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +60,22 @@ class EditText:
     latent_tokens: int
     max_tokens: int
 
-    def ids(self, instructions: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Token ids of each row. Raises DataError for an instruction that is too long.
+    def write(self, instructions: Sequence[str]) -> list[WrittenEdit]:
+        """Each instruction in tokens. Raises DataError for one that is too long.
 
         What looks like a special token in an instruction is text, never the token.
         """
         texts = [self.text_format.replace("{instruction}", text.strip()) for text in instructions]
-        found = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        found = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
         rows = []
-        for text, ids in zip(texts, found["input_ids"], strict=True):
+        for text, ids, spans in zip(
+            texts, found["input_ids"], found["offset_mapping"], strict=True
+        ):
             whole = [PLACEHOLDER] * self.latent_tokens + list(ids)
             if len(whole) > self.max_tokens:
                 raise DataError(
@@ -58,7 +83,12 @@ class EditText:
                     f"task.max_tokens ({self.max_tokens}): raise it; cutting an instruction would "
                     "change its meaning"
                 )
-            rows.append(np.array(whole, dtype=np.int32))
+            numbers = []
+            for number in NUMBER.finditer(text):
+                last = max(n for n, (start, _) in enumerate(spans) if start < number.end())
+                value = float(number[0].replace("\N{MINUS SIGN}", "-"))
+                numbers.append((self.latent_tokens + last, value))
+            rows.append(WrittenEdit(np.array(whole, dtype=np.int32), numbers))
         return rows
 
 
@@ -73,14 +103,14 @@ class WrittenEdits:
         return len(self.edits)
 
     @cached_property
-    def ids(self) -> list[NDArray[np.int32]]:
-        """Token ids of each row."""
-        return self.text.ids(self.edits.instructions)
+    def written(self) -> list[WrittenEdit]:
+        """The tokens of each row."""
+        return self.text.write(self.edits.instructions)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """[n] tokens of each row."""
-        return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+        return np.array([len(row.ids) for row in self.written], dtype=np.int64)
 
     @cached_property
     def amounts(self) -> NDArray[np.float32]:
@@ -121,7 +151,7 @@ class WrittenEdits:
     def sha256(self) -> str:
         """Names the content: ids, latents and changes of every row."""
         digest = hashlib.sha256()
-        for ids in self.ids:
+        for ids, _ in self.written:
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
         for part in (self.edits.z_src, self.edits.z_tgt, self.amounts):
             digest.update(np.ascontiguousarray(part).tobytes())
@@ -136,15 +166,16 @@ class WrittenEdits:
         [n, MOST_PARAMETERS], ``number`` [n].
         """
         at = np.asarray(rows, dtype=np.int64)
-        parts = [self.ids[row] for row in rows]
-        lengths = [len(part) for part in parts]
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
+        parts = [self.written[row] for row in rows]
+        lengths = [len(part.ids) for part in parts]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts: NDArray[np.int64] = ends - np.array(lengths, dtype=np.int64)
         amounts = self.amounts[at]
         edits = self.edits
         tensors: dict[str, Any] = {
-            "input_ids": np.concatenate(parts)[None].astype(np.int64),
+            "input_ids": np.concatenate([part.ids for part in parts])[None].astype(np.int64),
             "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
+            **numbers_of(parts, starts),
             "latent_at": starts[:, None] + np.arange(self.text.latent_tokens),
             "last_at": ends - 1,
             "z": edits.z_src[at],
@@ -164,6 +195,40 @@ class WrittenEdits:
             weights=(1.0,) * len(rows),
             tokens=sum(lengths),
         )
+
+
+def numbers_of(parts: Sequence[WrittenEdit], starts: NDArray[np.int64]) -> dict[str, Any]:
+    """``number_at`` in rows end to end, ``number_row`` and ``number_value``, [m] each."""
+    found = [
+        (start + place, row, value)
+        for row, (part, start) in enumerate(zip(parts, starts, strict=True))
+        for place, value in part.numbers
+    ]
+    at, rows, values = zip(*found, strict=True) if found else ((), (), ())
+    return {
+        "number_at": np.array(at, dtype=np.int64),
+        "number_row": np.array(rows, dtype=np.int64),
+        "number_value": np.array(values, dtype=np.float32),
+    }
+
+
+def longest_edits(text: EditText, latent: int) -> WrittenEdits:
+    """One made-up edit as long as an edit may be: for the plan."""
+    made = EditRows(
+        instructions=("",),
+        z_src=np.zeros((1, latent), np.float32),
+        z_tgt=np.zeros((1, latent), np.float32),
+        changes=({},),
+        kinds=("noop",),
+        family=np.array([-1]),
+        values=np.zeros((1, 9)),
+        vae_sha256=None,
+    )
+    written = WrittenEdits(made, text)
+    long = np.zeros(text.max_tokens, dtype=np.int32)
+    numbers = [(place, 1.0) for place in range(text.latent_tokens, text.max_tokens, 8)]
+    written.__dict__["written"] = [WrittenEdit(long, numbers)]
+    return written
 
 
 def amounts_of(changes: Sequence[Mapping[str, float]]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,7 +28,7 @@ from headway.errors import CheckpointError
 from headway.models.exported import adapted_model, whole_model
 from headway.models.latent_editor import EditorShape, LatentEditor
 from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
-from headway.recipes.edit_rows import NAMES, EditText
+from headway.recipes.edit_rows import NAMES, EditText, numbers_of
 from headway.recipes.export import export_model
 from headway.recipes.graph_use import SHAPE_FILE, shape_file
 from headway.recipes.text import TextTask
@@ -121,13 +122,17 @@ def change_of(
 ) -> torch.Tensor:
     """[n, latent] changes of latents [n, latent] by instructions, one row at a time."""
     found = []
-    for row, ids in enumerate(text.ids(instructions)):
-        there = torch.from_numpy(ids.astype("int64")).to(z.device)[None]
-        tokens = there.shape[1]
-        places = torch.arange(text.latent_tokens, device=z.device)[None]
-        positions = torch.arange(tokens, device=z.device)[None]
-        last = torch.tensor([tokens - 1], device=z.device)
-        told = editor(there, positions, [tokens], places, last, z[row : row + 1])
+    for row, written in enumerate(text.write(instructions)):
+        tokens = len(written.ids)
+        given = {
+            "input_ids": written.ids[None].astype(np.int64),
+            "position_ids": np.arange(tokens)[None],
+            "latent_at": np.arange(text.latent_tokens)[None],
+            "last_at": np.array([tokens - 1]),
+            **numbers_of([written], np.zeros(1, dtype=np.int64)),
+        }
+        there = {name: torch.from_numpy(value).to(z.device) for name, value in given.items()}
+        told = editor(**there, row_ends=[tokens], z=z[row : row + 1])
         found.append(told.delta)
     return torch.cat(found)
 

@@ -38,10 +38,12 @@ from headway.recipes.checks import pretrained_checks
 from headway.recipes.edit_metrics import figures_of, measure, shown
 from headway.recipes.edit_rows import (
     NAMES,
+    WHAT_A_MODEL_READS,
     EditText,
     WrittenEdits,
     edits_as_read,
     load_edits,
+    longest_edits,
     split_off,
     surveyed,
 )
@@ -157,8 +159,7 @@ class LatentEditorTask:
 
 def told_by(model: nn.Module, inputs: Inputs) -> Told:
     """What the editor says of a microbatch."""
-    names = ("input_ids", "position_ids", "row_ends", "latent_at", "last_at", "z")
-    told: Told = model(*(inputs[name] for name in names))
+    told: Told = model(**{name: inputs[name] for name in WHAT_A_MODEL_READS})
     return told
 
 
@@ -172,23 +173,6 @@ def dimension_errors(vae: GraphVae, inputs: Inputs, told: Told) -> Tensor:
     counts_known = known.sum(1).clamp(min=1)
     off = torch.where(known, read - wanted.nan_to_num(), 0.0)
     return off.square().sum(1) / counts_known
-
-
-def longest_edits(text: EditText, latent: int) -> WrittenEdits:
-    """One made-up edit as long as an edit may be: for the plan."""
-    made = EditRows(
-        instructions=("",),
-        z_src=np.zeros((1, latent), np.float32),
-        z_tgt=np.zeros((1, latent), np.float32),
-        changes=({},),
-        kinds=("noop",),
-        family=np.array([-1]),
-        values=np.zeros((1, 9)),
-        vae_sha256=None,
-    )
-    written = WrittenEdits(made, text)
-    written.__dict__["ids"] = [np.zeros(text.max_tokens, dtype=np.int32)]
-    return written
 
 
 class LatentEditorRecipe:
@@ -350,7 +334,7 @@ def another(place: str, task: LatentEditorTask, train: WrittenEdits) -> WrittenE
 
 @torch.no_grad()
 def fit_scales(model: LatentEditor, train: WrittenEdits) -> None:
-    """Means and deviations of what the head reads and says; 1 where nothing varies."""
+    """Means and deviations of what the head reads and says."""
     z, head = train.edits.z_src, model.head
     delta = train.edits.z_tgt - z
     amounts = train.amounts
@@ -362,9 +346,10 @@ def fit_scales(model: LatentEditor, train: WrittenEdits) -> None:
         (head.amount_scale, np.sqrt(np.square(amounts).sum(0) / often)),
     ):
         found = torch.from_numpy(np.asarray(values, dtype=np.float32))
-        least = 1e-6
-        keep = found if buffer is head.latent_mean else torch.where(found > least, found, 1.0)
-        buffer.copy_(keep)
+        if buffer is not head.latent_mean:  # what never varies is scaled as what varies most
+            varies = found > 1e-6
+            found = torch.where(varies, found, found.max() if varies.any() else 1.0)
+        buffer.copy_(found)
     table = base_model(model.language).get_input_embeddings().weight
     head.start_at(float(table[:4096].float().square().mean().sqrt()))
 

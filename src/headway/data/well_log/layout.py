@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Literal
 
-from headway.data.page_text import Boxes, Field, Grid, Lines, Pairs, Part, Title
+from headway.data.page_text import Boxes, Field, Grid, Lines, Pairs, Part, Plain, Title
 from headway.data.well_log.fields import REMARKS
 from headway.data.well_log.fonts import LABELS, TITLES, VALUES
 from headway.data.well_log.invented import CURVES
@@ -100,6 +100,8 @@ def template(parts: tuple[Part, ...], style: Style) -> str:
                 shape.append(["grid", title, corner, columns, [row[0] for row in rows]])
             case Boxes(label, boxes):
                 shape.append(["boxes", label, [name for name, _ in boxes]])
+            case Plain(_):
+                shape.append("plain")
     return hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
 
 

@@ -1,7 +1,8 @@
 """One page: picture and answer as a pure function of (options, side, index).
 
-A strip is a line or two of text cut from a header, for models too small to read a page. A crop is
-the header alone, its width 4/3 of its height. A page is as high as its parts, log tracks below.
+A strip is a line or two of text cut from a header, a field one label and its value, a word one of
+their words: for models too small to read a page. A crop is the header alone, its width 4/3 of its
+height. A page is as high as its parts, log tracks below.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from headway.data.order import row_at
-from headway.data.page_text import Field, Lines, Pairs, Part, Title, fields, markdown
+from headway.data.page_text import Field, Lines, Pairs, Part, Plain, Title, fields, markdown
 from headway.data.well_log import scan, tracks
 from headway.data.well_log.drawing import SMALLEST, Rule, Sheet, Text, paint, set_parts
 from headway.data.well_log.fonts import LABELS, VALUES, face, fitting, width_px
@@ -24,8 +25,9 @@ from headway.data.well_log.wells import Fact, Sources, Well, well_at
 from headway.errors import ConfigError
 
 Side = Literal["train", "eval"]
-Size = Literal["page", "crop", "strip"]
-SIZES: tuple[Size, ...] = ("page", "crop", "strip")
+Size = Literal["page", "crop", "strip", "field", "word"]
+SIZES: tuple[Size, ...] = ("page", "crop", "strip", "field", "word")
+LINES: tuple[Size, ...] = ("strip", "field", "word")
 MOST_PAGES = MOST_WELLS // 2
 """On each side: half of all wells there are."""
 
@@ -36,6 +38,10 @@ INSTRUCTION = (
 STRIP_INSTRUCTION = "Read the text."
 STRIP_HEIGHT_PX = 32
 STRIP_WIDTHS_PX = (384, 416, 448, 480, 512)
+FIELD_STEP_PX, FIELD_MARGIN_PX = 32, 4
+"""Fields have few widths, so that many pictures of a batch are of one size."""
+MOST_LETTERS = 12
+"""Of a word."""
 _HIGHEST_PX = 1500
 _TRIES = 40
 
@@ -106,9 +112,11 @@ def page_at(options: Options, sources: Sources, side: Side, index: int) -> Page:
     # held-out wells stay the same when more are asked for to train.
     position = index + (MOST_PAGES if side == "eval" else 0)
     well = well_at(row_at(options.seed, position, MOST_WELLS), rng, sources)
-    draw = {"page": _page, "crop": _crop, "strip": _strip}[options.size]
+    draw = {"page": _page, "crop": _crop, "strip": _strip, "field": _field, "word": _word}[
+        options.size
+    ]
     drawn = draw(well, rng, options.lines)
-    wear = scan.STRIP if options.size == "strip" else scan.PAGE
+    wear = scan.STRIP if options.size in LINES else scan.PAGE
     noise = np.random.default_rng(int.from_bytes(digest[16:], "big"))
     image, suffix = scan.scanned(drawn.image, noise, wear, options.noise)
     return Page(
@@ -121,7 +129,7 @@ def page_at(options: Options, sources: Sources, side: Side, index: int) -> Page:
         strings=tuple(drawn.sheet.strings),
         well=well,
         template=template(drawn.parts, drawn.sheet.style),
-        instruction=STRIP_INSTRUCTION if options.size == "strip" else INSTRUCTION,
+        instruction=STRIP_INSTRUCTION if options.size in LINES else INSTRUCTION,
     )
 
 
@@ -194,8 +202,7 @@ def _shortened(well: Well, rng: Random) -> Well:
 def _strip(well: Well, rng: Random, most_lines: int) -> Drawn:
     lines = rng.randint(1, most_lines)
     width = rng.choice(STRIP_WIDTHS_PX)
-    style = replace(style_of(rng, rng.randint(15, 20)), label_font=rng.choice(LABELS))
-    style = replace(style, value_font=rng.choice(VALUES))
+    style = _line_style(rng)
     upper = rng.random() < 0.6
     facts = _short_facts(well)
     sheet = Sheet(style, width)
@@ -204,6 +211,57 @@ def _strip(well: Well, rng: Random, most_lines: int) -> Drawn:
         pairs += _strip_line(sheet, facts, upper, line * STRIP_HEIGHT_PX, rng)
     size = (width, lines * STRIP_HEIGHT_PX)
     return Drawn(paint(sheet, size, (0, 0), rng), sheet, (Lines(tuple(pairs)),))
+
+
+def _field(well: Well, rng: Random, _: int) -> Drawn:
+    """A label and its value, cut out to their width."""
+    style, upper = _line_style(rng), rng.random() < 0.6
+    facts = _short_facts(well)
+    telling = [f for f in facts if _telling(f)]
+    for _try in range(_TRIES):
+        fact = rng.choice(telling if telling and rng.random() < 0.9 else facts)
+        pairs = [(fact.label.upper() if upper else fact.label, fact.values[0])]
+        wide = _line_px(style, pairs, style.size)
+        if wide <= max(STRIP_WIDTHS_PX) - 2 * FIELD_MARGIN_PX:
+            break
+    else:
+        pairs = [("WELL", facts[0].values[0][:24])]
+        wide = _line_px(style, pairs, style.size)
+    width = _cut_out(wide)
+    sheet = Sheet(style, width)
+    _set_line(sheet, pairs, style.size, (_place(rng, width, wide), 0), rng)
+    return Drawn(paint(sheet, (width, STRIP_HEIGHT_PX), (0, 0), rng), sheet, (Lines(tuple(pairs)),))
+
+
+def _word(well: Well, rng: Random, _: int) -> Drawn:
+    """A word of a label or of a value, cut out to its width."""
+    style, upper = _line_style(rng), rng.random() < 0.6
+    fact = rng.choice(_short_facts(well))
+    label = fact.label.upper() if upper else fact.label
+    font, text = rng.choice([(style.label_font, label), (style.value_font, fact.values[0])])
+    word = rng.choice(text.split())[:MOST_LETTERS]
+    wide = width_px(font, style.size, word)
+    width = _cut_out(wide)
+    sheet = Sheet(style, width)
+    face(font, style.size)
+    x, baseline = _place(rng, width, wide), _baseline(style.size, rng)
+    sheet.marks.append(Text(x, baseline, word, fitting(font, word), style.size))
+    sheet.strings.append(word)
+    image = paint(sheet, (width, STRIP_HEIGHT_PX), (0, 0), rng)
+    return Drawn(image, sheet, (Plain(word),))
+
+
+def _cut_out(wide: float) -> int:
+    return -(-(int(wide) + 2 * FIELD_MARGIN_PX) // FIELD_STEP_PX) * FIELD_STEP_PX
+
+
+def _place(rng: Random, width: int, wide: float) -> float:
+    return FIELD_MARGIN_PX + rng.random() * (width - wide - 2 * FIELD_MARGIN_PX)
+
+
+def _line_style(rng: Random) -> Style:
+    style = replace(style_of(rng, rng.randint(15, 20)), label_font=rng.choice(LABELS))
+    return replace(style, value_font=rng.choice(VALUES))
 
 
 def _short_facts(well: Well) -> list[Fact]:
@@ -251,11 +309,15 @@ def _line_px(style: Style, pairs: list[Field], size: int) -> float:
     return texts + 10 * len(pairs) + 36 * (len(pairs) - 1)
 
 
+def _baseline(size: int, rng: Random) -> float:
+    return STRIP_HEIGHT_PX / 2 + size * 0.36 + rng.uniform(-2, 2)
+
+
 def _set_line(
     sheet: Sheet, pairs: list[Field], size: int, at: tuple[float, float], rng: Random
 ) -> None:
     style, (x, top) = sheet.style, at
-    baseline = top + STRIP_HEIGHT_PX / 2 + size * 0.36 + rng.uniform(-2, 2)
+    baseline = top + _baseline(size, rng)
     for label, value in pairs:
         start = x
         for text, font in ((f"{label}:", style.label_font), (value, style.value_font)):
