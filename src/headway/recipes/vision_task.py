@@ -95,6 +95,16 @@ class VisionTask:
         """What a row costs, in tokens of the language model."""
         return len(row.ids) + int(self.eyes.work(sum(row.features)))
 
+    def _room(self) -> BuildContext:
+        """The context; tokens that were planned for, of rows as full of pictures as can be, in the
+        measure of ``_length``."""
+        planned = self.context.tokens_at_once
+        if planned is None:
+            return self.context
+        _, count = largest_picture(self)
+        share = 1 + self.eyes.work(count) / self.most_tokens
+        return replace(self.context, tokens_at_once=int(planned * share))
+
     def _cut(
         self,
         source: Sequence[ImageExample],
@@ -105,7 +115,7 @@ class VisionTask:
         def length_of(place: int) -> int:
             return self._length(source[rows[place]])
 
-        for group in groups(range(len(rows)), length_of, self.model, self.context, halvings):
+        for group in groups(range(len(rows)), length_of, self.model, self._room(), halvings):
             at = None if positions is None else [positions[place] for place in group]
             yield self.microbatch(source, [rows[place] for place in group], at)
 
@@ -212,16 +222,22 @@ def flatten(
     )
 
 
+def largest_picture(task: VisionTask) -> tuple[tuple[int, int], int]:
+    """Height and width of the largest picture that a row can have, and its features; 0 features
+    where none fits into a row."""
+    room = task.most_tokens - LEAST_WORDS
+    size = task.eyes.largest(room)
+    count = task.eyes.features(*size)
+    return size, count if count <= room else 0
+
+
 def made_up(task: VisionTask, rows: int) -> Microbatch:
     """Rows of the greatest length, each a picture as large as the budget and the row allow, and
     words that are all supervised."""
     from PIL import Image
 
     eyes, most = task.eyes, task.most_tokens
-    high, wide = eyes.largest(most - LEAST_WORDS)
-    count = eyes.features(high, wide)
-    if count > most - LEAST_WORDS:  # no picture fits into such a row
-        count = 0
+    (high, wide), count = largest_picture(task)
     ids = np.full(most, (eyes.image_id + 1) % len(task.tokenizer), dtype=np.int32)
     ids[1 : 1 + count] = eyes.image_id
     seen = [eyes.pixels(Image.new("RGB", (wide, high)))] if count else []
