@@ -327,16 +327,15 @@ def deep_vision(folder: Path, case: str, depth: int, blocks: int) -> RunConfig:
     return RunConfig(**{**tree, "evaluate": None, "hardware": {"precision": "bf16"}})
 
 
-@pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize(
-    ("case", "depth", "blocks"),
-    [("vision-lora", 9, 7), ("vision-lora", 6, 10), ("vision-llava", 6, 5)],
+    ("case", "depth", "blocks", "recompute"),
+    [("vision-lora", 9, 7, True), ("vision-lora", 6, 10, False), ("vision-llava", 6, 5, True)],
 )
 def test_two_shallow_models_say_it_of_a_tower_too(tmp_path, case, depth, blocks, recompute):
     """Also where some layers give or are given features of pictures."""
     config = deep_vision(tmp_path, case, depth, blocks)
-    guessed = way_of(config, rows=[1, 2], kind="cuda", recompute=recompute)
-    whole = way_of(config, rows=[1, 2], kind="cuda", recompute=recompute, whole=True)
+    guessed = way_of(config, rows=[2], kind="cuda", recompute=recompute)
+    whole = way_of(config, rows=[2], kind="cuda", recompute=recompute, whole=True)
     assert guessed.held == whole.held
     assert [step.flops for step in guessed.steps] == [step.flops for step in whole.steps]
     for few, every in zip(guessed.steps, whole.steps, strict=True):

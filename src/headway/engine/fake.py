@@ -28,7 +28,7 @@ PICKING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_p
 """Operations whose second argument may be a mask: the shape of what is picked is in its numbers."""
 
 
-class Weightless(FakeTensorMode):
+class Weightless(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Torch's mode, which can be told that real tensors are to stay real."""
 
     knows = False

@@ -61,7 +61,7 @@ def shallow(config: Any, layers: int | None) -> int | None:
     than ``layers`` stay, and what is returned counts the shorter.
     """
     text = config.get_text_config()
-    tower = getattr(config, "vision_config", None)
+    tower: Any = getattr(config, "vision_config", None)
     fed = len(getattr(tower, "deepstack_visual_indexes", None) or ())
     total = int(getattr(text, "num_hidden_layers", 0) or 0) - fed
     kinds = getattr(text, "layer_types", None) or ()
@@ -83,7 +83,7 @@ def shallow(config: Any, layers: int | None) -> int | None:
 
 def tower_depth(config: Any) -> int | None:
     """Layers of the vision tower, where all are alike but for giving features; else None."""
-    tower = getattr(config, "vision_config", None)
+    tower: Any = getattr(config, "vision_config", None)
     if config.model_type == "qwen3_vl":
         return int(tower.depth)
     chosen = getattr(config, "vision_feature_layer", None)
