@@ -3,31 +3,27 @@
     python benchmarks/vision_vs_trl.py [--size strip] [--steps 8] [--repeats 3] [--tuning lora]
 
 Both train the same random Qwen3-VL (its layers and widths are options) on the same generated
-well-log strips or crops, with the same adapter, optimizer and bf16 autocast on the same threads;
-every side runs alone in its own process, in turns (A B C A B C …). A token counts if it is real,
-a picture's included, alike for all sides. Loss on the answer alone. Printed: medians over all timed
-steps of all repeats, their spread, peak memory of the process, and ratios, which are what counts.
-The first step of each process is not timed. TRL's own processor needs torchvision for videos; it is
-given one that leaves videos out.
+well-log strips or crops, one a row, with the same adapter, optimizer and bf16 autocast on the same
+threads; every side runs alone in its own process, in turns (A B C A B C …). A token counts if it is
+real, a picture's included, alike for all sides. Loss on the answer alone. Printed: medians over all
+timed steps of all repeats, their spread, peak memory of the process, and ratios, which are what
+counts. The first step of each process is not timed. TRL's own processor needs torchvision for
+videos; it is given one that leaves videos out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 
+from sides import TRL_SAME, Step, headway_steps, in_turns, parser_of, table, work
+
 SIDES = ("trl", "trl-no-checkpointing", "headway")
 ADAPTER = {"r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
-LEARNING_RATE = 2e-4
 TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.content is string %}{{- message.content }}{%- else %}"
@@ -96,50 +92,17 @@ def make_model(folder: Path, options: argparse.Namespace) -> None:
     ).save_pretrained(folder / "model")  # fmt: skip
 
 
-def run_headway(folder: Path, options: argparse.Namespace) -> list[dict[str, float]]:
-    """headway as a user runs it: config, data, journal and all; seconds between its steps."""
-    from headway import RunConfig
-    from headway.opening import opened
-    from headway.run import train
-    from headway.show import Quiet
-
-    report: list[dict[str, float]] = []
-
-    class Clock(Quiet):
-        def step(self, step, plan, cost_usd) -> None:
-            now = time.perf_counter()
-            report.append({"seconds": now - self.at, "tokens": step.tokens, "images": step.rows})
-            report[-1]["supervised"] = step.weight
-            self.at = now
-
-    tuning = (
-        {"kind": "lora", "rank": 16, "alpha": 16} if options.tuning == "lora" else {"kind": "full"}
-    )
-    with tempfile.TemporaryDirectory() as runs:
-        config = RunConfig(
-            recipe="vision",
-            run={"name": "bench", "root": runs},
-            train={
-                "horizon": {"steps": options.steps + 1},
-                "batch_size": options.batch,
-                "learning_rate": LEARNING_RATE,
-                "schedule": "constant",
-                "max_grad_norm": 0.0,
-            },
-            hardware={"device": "cpu", "precision": "bf16", "threads": options.threads},
-            checkpoint={"every_minutes": None},
-            task={
-                "base_model": str(folder / "model"),
-                "tuning": tuning,
-                "max_tokens": 4096,
-                "data": {"train": str(folder / "rows/train.jsonl")},
-            },
-        )
-        clock = Clock()
-        with opened(config, show=clock) as run:
-            clock.at = time.perf_counter()
-            train(run)
-    return report
+def run_headway(folder: Path, options: argparse.Namespace) -> list[Step]:
+    """headway's recipe vision."""
+    adapter = {"kind": "lora", "rank": 16, "alpha": 16}
+    task = {
+        "base_model": str(folder / "model"),
+        "tuning": adapter if options.tuning == "lora" else {"kind": "full"},
+        "max_tokens": 4096,
+        "data": {"train": str(folder / "rows/train.jsonl")},
+    }
+    steps, batch = options.steps + 1, options.batch
+    return headway_steps("vision", task, steps=steps, batch=batch, threads=options.threads)
 
 
 def processor_of(folder: Path):
@@ -192,7 +155,7 @@ def trl_rows(folder: Path):
     return Dataset.from_list(rows, features=features)
 
 
-def run_trl(folder: Path, options: argparse.Namespace, side: str) -> list[dict[str, float]]:
+def run_trl(folder: Path, options: argparse.Namespace, side: str) -> list[Step]:
     """TRL's SFTTrainer as a user configures it; seconds between its own step callbacks, the making
     of the batch included."""
     from peft import LoraConfig
@@ -214,20 +177,8 @@ def run_trl(folder: Path, options: argparse.Namespace, side: str) -> list[dict[s
         arguments = SFTConfig(
             output_dir=runs,
             per_device_train_batch_size=options.batch,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=0.0,
-            num_train_epochs=1,
-            bf16=True,
-            use_cpu=True,
             max_length=None,
-            completion_only_loss=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            train_sampling_strategy="sequential",
+            **TRL_SAME,
             **faster,
         )
         trainer = SFTTrainer(
@@ -246,7 +197,7 @@ def run_trl(folder: Path, options: argparse.Namespace, side: str) -> list[dict[s
         def compute_and_count(wrapped, inputs, *args, **kwargs):
             counted = {
                 "tokens": int(inputs["attention_mask"].sum()),
-                "images": len(inputs["image_grid_thw"]),
+                "rows": len(inputs["image_grid_thw"]),
                 "supervised": int((inputs["labels"][:, 1:] != -100).sum()),
             }
             seen.append(counted)
@@ -258,89 +209,25 @@ def run_trl(folder: Path, options: argparse.Namespace, side: str) -> list[dict[s
     return [{"seconds": s, **n} for s, n in zip(seconds, seen, strict=True)]
 
 
-def work(side: str, folder: Path, options: argparse.Namespace) -> None:
-    """One side in this process; prints a JSON line."""
-    import torch
-
-    torch.set_num_threads(options.threads)
-    run = run_headway if side == "headway" else lambda at, given: run_trl(at, given, side)
-    report = run(folder, options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print("RESULT " + json.dumps({"side": side, "steps": report[1:], "peak_bytes": peak}))
-
-
-def run_side(side: str, folder: Path, options: argparse.Namespace) -> dict:
-    python = options.peer_python if side.startswith("trl") else sys.executable
-    command = [python, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(lines[0][len("RESULT ") :])
-
-
-def table(results: list[dict], busy: list[float]) -> str:
-    """A markdown table; ratios are against TRL's default."""
-    speeds = {}
-    for side in dict.fromkeys(result["side"] for result in results):
-        own = [r for r in results if r["side"] == side]
-        steps = [s for r in own for s in r["steps"]]
-        speeds[side] = {
-            "tokens": statistics.median(s["tokens"] / s["seconds"] for s in steps),
-            "images": statistics.median(s["images"] / s["seconds"] for s in steps),
-            "runs": [
-                statistics.median(s["tokens"] / s["seconds"] for s in r["steps"]) for r in own
-            ],
-            "supervised": sum(s["supervised"] for s in steps) / sum(s["tokens"] for s in steps),
-            "a step": sum(s["tokens"] for s in steps) / len(steps),
-            "peak": statistics.median(r["peak_bytes"] for r in own),
-        }
-    first = next(iter(speeds.values()))
-    lines = [
-        "| side | tokens/s, median (runs) | images/s | tokens a step | supervised | peak GB "
-        "| speed | memory |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for side, s in speeds.items():
-        spread = ", ".join(f"{run:.0f}" for run in s["runs"])
-        lines.append(
-            f"| {side} | {s['tokens']:.0f} ({spread}) | {s['images']:.1f} | {s['a step']:.0f} "
-            f"| {s['supervised']:.2f} | {s['peak'] / 1e9:.2f} "
-            f"| {s['tokens'] / first['tokens']:.2f}x | {s['peak'] / first['peak']:.2f}x |"
-        )
-    lines.append(f"\nLoad of the machine before each process: {[round(b, 1) for b in busy]}")
-    return "\n".join(lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, SIDES, steps=8)
     parser.add_argument("--size", default="strip", choices=("strip", "crop", "page"))
     parser.add_argument("--tuning", default="lora", choices=("lora", "full"))
     parser.add_argument("--width", type=int, default=256, help="of both parts of the model")
     parser.add_argument("--layers", type=int, default=4, help="of both parts of the model")
     parser.add_argument("--max-pixels", type=int, default=512 * 512)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has TRL")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side:
-        return work(options.side, options.folder, options)
-    results, busy = [], []
+    side, folder = options.side, options.folder
+    if side == "headway":
+        return work(side, lambda: run_headway(folder, options), options.threads)
+    if side:
+        return work(side, lambda: run_trl(folder, options, side), options.threads)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        make_rows(folder, options)
-        make_model(folder, options)
-        for _ in range(options.repeats):
-            for side in options.sides:
-                busy.append(os.getloadavg()[0])
-                results.append(run_side(side, folder, options))
-    print(table(results, busy))
+        make_rows(Path(place), options)
+        make_model(Path(place), options)
+        print(table(*in_turns(__file__, options, "--folder", place), unit="rows"))
 
 
 if __name__ == "__main__":

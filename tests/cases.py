@@ -99,6 +99,12 @@ def vision(folder: Path) -> dict[str, Any]:
     }
 
 
+def vision_llava(folder: Path) -> dict[str, Any]:
+    from tiny_vision import tiny_llava
+
+    return {**vision(folder), "base_model": str(tiny_llava(folder))}
+
+
 def vision_scratch(folder: Path) -> dict[str, Any]:
     from tiny_vision import picture_rows
 
@@ -186,6 +192,7 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
     "regression-merged": ("regression", regression, "merged"),
     "regression-full": ("regression", regression_full, "full"),
     "vision-lora": ("vision", vision, "adapter"),
+    "vision-llava": ("vision", vision_llava, "merged"),
     "vision-scratch": ("vision", vision_scratch, "full"),
     "graph_vae": ("graph_vae", graph_vae, "full"),
     "latent_editor-lora": ("latent_editor", latent_editor, "adapter"),

@@ -16,7 +16,7 @@ from benchmark_scripts import script
 from cases import tree_of
 from headway.building import optimizer_of
 from headway.config import RunConfig, find_recipe
-from headway.engine.fake import is_fake, kind_of, weightless
+from headway.engine.fake import is_fake, kind_of, knowing, weightless, with_numbers
 from headway.engine.fit import SHALLOW, Counted, bytes_of
 from headway.engine.fit.depth import aligned, line
 from headway.engine.fit.footprint import eight_bit_bytes, state_of
@@ -37,9 +37,12 @@ def config_of(case: str, folder: Path, **hardware: Any) -> RunConfig:
     return RunConfig(**{**tree, "hardware": {**tree["hardware"], **hardware}})
 
 
-def way_of(config: RunConfig, rows=ROWS, kind="cpu", recompute=False, **more: Any) -> Way:
+def way_of(
+    config: RunConfig, rows=ROWS, kind="cpu", recompute=False, data=None, **more: Any
+) -> Way:
+    read = "hf:" not in str(config.task) if data is None else data
     with weightless(kind):
-        context = context_of(config, activation_checkpointing=recompute)
+        context = context_of(config, data=read, activation_checkpointing=recompute)
         return traced(config, context, list(rows), **more)[0]
 
 
@@ -52,6 +55,12 @@ def way_of(config: RunConfig, rows=ROWS, kind="cpu", recompute=False, **more: An
         ("regression-lora", "fp32"),
         ("regression-full", "bf16"),
         ("regression-surprise", "bf16"),
+        ("vision-lora", "bf16"),
+        ("vision-scratch", "fp32"),
+        ("vision-llava", "bf16"),
+        ("graph_vae", "fp32"),
+        ("latent_editor-lora", "bf16"),
+        ("latent_editor-full", "fp32"),
     ],
 )
 def test_the_traced_peak_is_what_the_allocator_of_a_real_step_saw(tmp_path, case, precision):
@@ -70,7 +79,13 @@ def test_a_strangers_recipe_is_traced_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("case", "kind"), [("sft-lora", "cuda"), ("pretrain", "cpu"), ("regression-full", "cuda")]
+    ("case", "kind"),
+    [
+        ("sft-lora", "cuda"),
+        ("pretrain", "cpu"),
+        ("regression-full", "cuda"),
+        ("vision-lora", "cuda"),
+    ],
 )
 def test_memory_rises_with_the_rows_and_recomputing_never_raises_it(tmp_path, case, kind):
     config = config_of(case, tmp_path, precision="bf16")
@@ -208,7 +223,10 @@ def test_arithmetic_is_counted():
     assert counted.flops == 2 * 3 * 5 * 7
 
 
-@pytest.mark.parametrize("case", ["sft-lora", "sft-full", "pretrain", "regression-lora", "toy"])
+@pytest.mark.parametrize(
+    "case",
+    ["sft-lora", "sft-full", "pretrain", "regression-lora", "vision-lora", "vision-llava", "toy"],
+)
 def test_the_longest_microbatch_is_as_long_as_any_the_run_sees(tmp_path, case):
     config = config_of(case, tmp_path)
     real = replace(context_of(config), weights=True)
@@ -230,3 +248,95 @@ def test_without_rows_the_longest_is_what_the_config_allows(tmp_path, case):
         assert one.task.longest(3).tokens == 3 * (16 if case == "pretrain" else 64)
         assert one.at(one.task.longest(3)).activation_bytes > 0
         assert optimizer_of(config, one.task) is not None
+
+
+# ------------------------------------------------------------------ pictures
+
+
+@pytest.mark.parametrize("case", ["vision-lora", "vision-llava", "vision-scratch"])
+def test_without_rows_a_row_has_the_largest_picture_that_it_can_have(tmp_path, case):
+    config = config_of(case, tmp_path)
+    with weightless():
+        one = Traced.of(config, context_of(config, data=False))
+        found = one.task.longest(3)
+        assert one.at(found).activation_bytes > 0
+    eyes, ids = one.task.eyes, found.inputs["input_ids"]
+    assert found.tokens == 3 * 128 == ids.numel()
+    pictured = int((ids == eyes.image_id).sum()) // 3
+    most = {"vision-lora": 16, "vision-llava": 16, "vision-scratch": 120}[case]
+    assert 0.9 * most <= pictured <= most, "max_pixels, or where there is none the row, is full"
+    assert found.weight == 3 * (128 - pictured - 1)
+
+
+def test_more_pixels_need_more_memory_and_a_row_without_room_for_a_picture_has_none(tmp_path):
+    few, many, none = (
+        way_of(vision_of(tmp_path, task, evaluate=None), rows=[1]).steps[0]
+        for task in ({"max_pixels": 1024}, {"max_pixels": 4096}, {"max_tokens": 8})
+    )
+    assert few.peak_bytes < many.peak_bytes and few.flops < many.flops
+    assert none.tokens == 8
+
+
+def vision_of(folder: Path, task: dict[str, Any], **sections: Any) -> RunConfig:
+    """A config whose rows are not there."""
+    tree = tree_of("vision-lora", folder) | sections
+    tree["task"] |= {"data": {"train": "hf:nobody/pages"}, **task}
+    return RunConfig(**tree)
+
+
+def test_numbers_that_are_shapes_stay_numbers_and_nothing_else_does():
+    real = torch.tensor([2, 3])
+    with weightless(), knowing():
+        assert (real * 2).tolist() == [4, 6]
+        made = torch.ones(4, 2)
+        assert is_fake(made) and is_fake(made * real)
+    with weightless(), pytest.raises(Exception, match=r"_local_scalar_dense"):
+        (real * 2).tolist()
+    with weightless():
+        with with_numbers():
+            assert torch.ones(2).tolist() == [1.0, 1.0]
+        assert is_fake(torch.ones(2))
+
+
+def test_a_mask_that_is_known_picks_as_many_as_it_says():
+    mask = torch.tensor([[True, False, True]])
+    with weightless():
+        states = torch.ones(1, 3, 5, requires_grad=True)
+        with knowing():
+            assert states[mask, :].shape == (2, 5)
+            changed = states.clone()
+            changed[mask, :] = changed[mask, :] + 1
+            changed.sum().backward()
+            assert states.grad is not None
+        with pytest.raises(Exception, match=r"aten\.(nonzero|index)"):
+            states[mask, :]
+
+
+def deep_vision(folder: Path, case: str, depth: int, blocks: int) -> RunConfig:
+    """The case's family with so many layers, as a folder with configs and no weights."""
+    tree = tree_of(case, folder)
+    base = Path(tree["task"]["base_model"])
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": depth}
+    config["text_config"].pop("layer_types", None)
+    deeper = {"depth": blocks, "deepstack_visual_indexes": [1, 4]}
+    config["vision_config"] |= deeper if "qwen" in base.name else {"num_hidden_layers": blocks}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "model.safetensors").unlink()
+    tree["task"] |= {"data": {"train": "hf:nobody/pages"}}
+    return RunConfig(**{**tree, "evaluate": None, "hardware": {"precision": "bf16"}})
+
+
+@pytest.mark.parametrize(
+    ("case", "depth", "blocks", "recompute"),
+    [("vision-lora", 9, 7, True), ("vision-lora", 6, 10, False), ("vision-llava", 6, 5, True)],
+)
+def test_two_shallow_models_say_it_of_a_tower_too(tmp_path, case, depth, blocks, recompute):
+    """Also where some layers give or are given features of pictures."""
+    config = deep_vision(tmp_path, case, depth, blocks)
+    guessed = way_of(config, rows=[2], kind="cuda", recompute=recompute)
+    whole = way_of(config, rows=[2], kind="cuda", recompute=recompute, whole=True)
+    assert guessed.held == whole.held
+    assert [step.flops for step in guessed.steps] == [step.flops for step in whole.steps]
+    for few, every in zip(guessed.steps, whole.steps, strict=True):
+        assert few.peak_bytes == pytest.approx(every.peak_bytes, rel=0.01)

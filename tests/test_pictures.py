@@ -246,7 +246,6 @@ def test_every_shape_becomes_the_same_conversation(data: dict[str, Any], tmp_pat
         ({"image": "a.png", "image_base64": ENCODED, **PAIR}, "image and image_base64"),
         ({"image": "a.png", "instruction": "y"}, "field 'answer' must be text"),
         ({"image": "a.png", "answer": "x"}, "'instruction' must be text"),
-        ({"image_base64": "&&&", **PAIR}, "not base64"),
         ({"image": "https://a.b/c.png", **PAIR}, "fetch it first"),
         ({"image": 7, **PAIR}, "no picture"),
         (conversation({"type": "video", "video": "a"}), "no text and no picture"),
@@ -300,6 +299,56 @@ def test_or_its_row_is_left_out_and_counted_if_that_was_asked_for(
     assert "1 dropped, a picture that cannot be read" in told and "rows.jsonl:2" in told
     with pytest.raises(DataError, match="max_dropped"):
         prepared(tmp_path, writer, damaged_rows(), **skip)
+
+
+def faulty(fault: str, shape: str, folder: Path) -> dict[str, Any]:
+    """A row whose picture is faulty, held as base64, as bytes or in a file."""
+    raw = {
+        "not base64": b"",
+        "damaged": png(drawn("PINK 9"))[:60],
+        "no picture": b"hello",
+        "bomb": bomb(12_000, 12_000),
+        "worse bomb": bomb(100_000, 100_000),
+        "missing": None,
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+    }[fault]
+    row: dict[str, Any] = {k: v for k, v in row_of(1).items() if k != "image_base64"}
+    if shape == "base64":
+        text = "&&&" if fault == "not base64" else base64.b64encode(raw or b"").decode()
+        return {**row, "image_base64": text}
+    if shape == "uri":
+        return {**row, "image": "data:image/png;base64,&&&"}
+    if raw is not None:
+        (folder / "bad.png").write_bytes(raw)
+    return {**row, "image": "bad.png"}
+
+
+FAULTS = [
+    ("not base64", "base64"), ("not base64", "uri"), ("damaged", "base64"), ("damaged", "file"),
+    ("no picture", "base64"), ("no picture", "file"), ("bomb", "base64"), ("bomb", "file"),
+    ("worse bomb", "base64"), ("worse bomb", "file"), ("missing", "file"), ("pointer", "file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "shape"), FAULTS)
+def test_whatever_is_wrong_with_a_picture_its_row_is_named_or_skipped_and_counted(
+    tmp_path: Path, writer: PromptWriter, fault: str, shape: str
+) -> None:
+    rows = [row_of(0), faulty(fault, shape, tmp_path), row_of(2)]
+    with pytest.raises(DataError, match=r"rows\.jsonl:2, picture 1.*unreadable: skip"):
+        prepared(tmp_path, writer, rows)
+    skip = {"images": {"unreadable": "skip"}, "max_dropped": 0.5}
+    splits = prepared(tmp_path, writer, rows, **skip)
+    assert [row.row.filename for row in splits.train] == ["0.png", "2.png"]
+    told = "\n".join(splits.report.lines())
+    assert "1 dropped, a picture that cannot be read" in told and "rows.jsonl:2" in told
+
+
+def test_counting_the_pages_of_a_bomb_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb(100_000, 100_000))
+    picture = Picture("x", path=str(tmp_path / "bomb.png"))
+    with pytest.raises(DataError, match=r"bomb\.png.*no picture that can be read"):
+        pages(picture)
 
 
 def test_the_same_page_in_both_splits_is_refused_whatever_its_label_says(

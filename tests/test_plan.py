@@ -26,6 +26,7 @@ from headway.engine.world import World
 from headway.planning import Assumptions, plan_run
 from headway.planning.memory import Way, context_of, ladder, traced
 from headway.planning.offers import Work, needed_bytes, offers, spot_money
+from headway.planning.plan import limits
 from headway.planning.room import tokens_that_fit
 from seven import tree_1b, tree_7b
 
@@ -289,6 +290,39 @@ def test_500_steps_cost_less_than_the_seed_says_and_not_the_same_hours_on_every_
     assert all(hours.values()) and hours["RTX 4090"] > hours["A100 80GB"] > hours["H100"]
     spot = found.offers[0].spot
     assert spot is not None and 0.5 < spot.usd < 5
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def test_a_plan_of_a_run_with_pictures_knows_memory_time_and_price(tmp_path):
+    tree = tree_of("vision-lora", tmp_path)
+    config = RunConfig(**{**tree, "hardware": {"precision": "bf16"}})
+    found = plan_run(config, prices=SMALL, assumptions=ASSUME, microbatches=[1])
+    assert found.rows.read and found.rows.per_epoch
+    offer = found.offers[0]
+    assert offer.fits and offer.hours and offer.on_demand is not None
+    assert any("reads 2 rows aloud" in note for note in found.notes)
+    quiet = RunConfig(**{**tree, "evaluate": None})
+    assert not any("aloud" in note for note in limits(quiet))
+
+
+def test_pictures_beside_a_small_file_are_not_read_where_they_are_large(tmp_path, monkeypatch):
+    from headway.planning import data
+    from tiny_vision import drawn, png, write_rows
+
+    (tmp_path / "page.png").write_bytes(png(drawn("RED 1")))
+    rows = [{"image": "page.png", "instruction": "Read.", "answer": "RED"}]
+    file = write_rows(tmp_path / "pages.jsonl", rows)
+    tree = tree_of("vision-lora", tmp_path / "x") | {"evaluate": None}
+    tree["task"] |= {"data": {"train": str(file)}}
+    config = RunConfig(**tree)
+    size = file.stat().st_size
+    assert data.why_not_counted(config) is None
+    monkeypatch.setattr(data, "CHEAP_BYTES", size + 10)
+    assert "would have to be read" in str(data.why_not_counted(config))
+    blind = plan_run(config, prices=SMALL, microbatches=[1])
+    assert not blind.rows.read and blind.rows.longest_tokens == 128
 
 
 # ------------------------------------------------------------------ microbatches: auto

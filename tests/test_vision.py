@@ -276,8 +276,9 @@ def test_adapters_are_on_the_chosen_part_and_counted(
         if parameter.requires_grad
     }
     assert trained == ({"language", "vision"} if part == "both" else {part})
-    # a language layer has 7 linear layers, one of Qwen's tower 4, one of CLIP's 6, a merger 2
-    expected = {"language": 14, "vision": 2 * 4 + 3 * 2 if family == "qwen" else 3 * 6 + 2}
+    # a language layer has 7 linear layers, one of Qwen's tower 4, one of CLIP's 6, a merger 2; of
+    # CLIP's three layers the last is never looked at
+    expected = {"language": 14, "vision": 2 * 4 + 3 * 2 if family == "qwen" else 2 * 6 + 2}
     assert counted == {k: n if part in (k, "both") else 0 for k, n in expected.items()}
     assert f"{counted['language']} language and {counted['vision']} vision" in task.facts()["model"]
     task.model.train()
@@ -285,9 +286,9 @@ def test_adapters_are_on_the_chosen_part_and_counted(
     task.loss(task.model, microbatch.inputs)["loss"].sum().backward()
     grads = [p.grad for p in task.model.parameters() if p.requires_grad]
     reached = sum(g is not None and bool(g.abs().max() > 0) for g in grads)
-    # A gets none while B is zero. Nor do what feeds the last language layer's output at a picture
-    # (Qwen's second deepstack merger), and a layer whose output is not looked at (CLIP's last).
-    blind = {"qwen": 2, "llava": 6}[family] if part != "language" else 0
+    # A gets none while B is zero. Nor does what feeds the last language layer's output at a picture
+    # (Qwen's second deepstack merger).
+    blind = 2 if family == "qwen" and part != "language" else 0
     assert reached == len(grads) // 2 - blind
 
 
@@ -300,6 +301,20 @@ def test_a_model_that_trains_whole_may_train_in_part(tmp_path: Path, part: str) 
         if parameter.requires_grad
     }
     assert trained - {"head"} == ({"language", "vision"} if part == "both" else {part})
+
+
+def test_what_no_feature_passes_through_never_trains(tmp_path: Path) -> None:
+    """LLaVA takes the features of its tower's last layer but one: what is behind would have no
+    gradient, so no optimizer state, and the run could not be continued."""
+    task = own_task(tmp_path, "llava", tuning={"kind": "full"}, adapt="both")
+    (microbatch,) = task.batch_at(0)
+    task.loss(task.model, microbatch.inputs)["loss"].sum().backward()
+    trained = {n: p for n, p in task.model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    behind = [name for name in dict(task.model.named_parameters()) if parts_of_it.is_unread(
+        task.model, name)]  # fmt: skip
+    assert any(".layers.2." in name for name in behind) and not set(behind) & set(trained)
+    assert any(".layers.1." in name for name in trained) and "vision_tower" in "".join(trained)
 
 
 def test_chosen_endings_are_looked_for_in_the_chosen_part_alone(tmp_path: Path) -> None:
@@ -341,6 +356,69 @@ def test_config_says_what_belongs_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="multiple of 4"):
         scratch = {"hidden_size": 30, "heads": 4}
         task_of(tmp_path, "vision-scratch", scratch=scratch)
+
+
+def test_what_trains_is_printed_before_step_1(
+    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seed system 000 asked for 4 bits and LoRA, and loaded full weights without a word."""
+    from typer.testing import CliRunner
+
+    from headway.cli import build_app
+
+    base = tiny_qwen(tmp_path) if family == "qwen" else tiny_llava(tmp_path)
+    config_of(tmp_path, base_model=str(base), adapt="language").save(tmp_path / "run.yaml")
+    done = CliRunner().invoke(build_app(), ["train", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "14 language and 0 vision layers adapted" in said[: said.index("step 1")]
+
+
+# ------------------------------------------------------------------ what seed system 000 did
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    import re
+
+    root = Path(__file__).parent
+    page = (root.parent / "docs/vision.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", page))
+    there = {
+        name
+        for file in root.rglob("*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 25 and not named - there
+    numbers = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    assert numbers == [str(n) for n in range(1, 15)], "every defect of the list has its row"
+
+
+def test_a_run_of_500_steps_is_saved_long_before_its_end() -> None:
+    """It saved every 500 steps, the trainer's default, in runs of at most 500."""
+    from headway.config import load_config
+    from headway.config.sections import Checkpoint
+
+    config = load_config(Path(__file__).parent.parent / "configs/well_log_ocr.yaml")
+    assert config.train.horizon.steps == 500
+    assert config.checkpoint.every_steps and config.checkpoint.every_steps <= 50
+    minutes = Checkpoint().every_minutes
+    assert minutes and minutes <= 15, "also where a config says nothing"
+
+
+def test_nothing_in_the_source_waits_for_a_person() -> None:
+    """It asked for Enter on a machine where nobody was."""
+    import ast
+
+    asks = {"input", "confirm", "prompt", "getpass", "pause", "getchar"}
+    source = Path(__file__).parent.parent / "src/headway"
+    for file in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                name = node.func.attr if node.func.value.id in ("typer", "click", "getpass") else ""
+            assert name not in asks, f"{file.name}:{node.lineno}"
 
 
 # ------------------------------------------------------------------ reading aloud
@@ -481,6 +559,26 @@ def test_rows_and_ranks_share_a_batch_as_the_order_says(tmp_path: Path) -> None:
     both = sum(pixels.double().sum() for share in shares for _, pixels in share)
     everything = sum(m.inputs["pixel_values"].double().sum() for m in task.batch_at(2))
     assert both == pytest.approx(everything.item())
+
+
+def test_planned_tokens_are_counted_with_what_pictures_cost_the_tower(tmp_path: Path) -> None:
+    """The plan's rows are as full of pictures as can be, and it counts their tokens alone."""
+    task = task_of(tmp_path)
+    longest = replace(task, train=()).longest(3)
+
+    def cut(tokens: int) -> list[int]:
+        context = replace(task.context, microbatch_size=None, tokens_at_once=tokens)
+        full = replace(task, context=context)
+        made = replace(task.train[0], ids=longest.inputs["input_ids"][0, :128].numpy(),
+                       features=(16,))  # fmt: skip
+        lengths = [full._length(made)] * 6
+        from headway.recipes.batching import groups
+
+        return [
+            len(group) for group in groups(range(6), lambda n: lengths[n], full.model, full._room())
+        ]
+
+    assert cut(longest.tokens) == [3, 3] and cut(longest.tokens - 1) == [2, 2, 2]
 
 
 def test_a_picture_that_changed_its_size_since_is_refused(tmp_path: Path) -> None:

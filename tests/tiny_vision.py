@@ -29,6 +29,11 @@ QWEN_TEMPLATE = (
 )
 """What Qwen3-VL's own template writes for pictures and text."""
 
+QWEN_TOKENS = [
+    "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
+]  # fmt: skip
+
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
@@ -60,12 +65,8 @@ def tiny_qwen(folder: Path, deepstack: bool = True, merge: int = 2) -> Path:
     base = folder / "qwen"
     if base.exists():
         return base
-    specials = [
-        "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-        "<|video_pad|>",
-    ]  # fmt: skip
-    tokenizer = tokenizer_of(specials, QWEN_TEMPLATE)
-    ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in specials}
+    tokenizer = tokenizer_of(QWEN_TOKENS, QWEN_TEMPLATE)
+    ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in QWEN_TOKENS}
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headway.cli.cad import cad_edits, cad_parts
+from headway.cli.crop_headers import crop_headers
 from headway.cli.step_labels import step_labels
 from headway.cli.well_log_headers import well_log_headers
 from headway.errors import ConfigError, DataError, StorageFull
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at training data, check it, and make token shards.")
 app.command("step-labels")(step_labels)
 app.command("well-log-headers")(well_log_headers)
+app.command("crop-headers")(crop_headers)
 app.command("cad-parts")(cad_parts)
 app.command("cad-edits")(cad_edits)
 

@@ -27,7 +27,8 @@ class Microbatch:
     """Rows that go through the model together."""
 
     inputs: Inputs
-    """What ``Task.loss`` reads; tensors on the CPU, moved to the device by the engine."""
+    """What ``Task.loss`` reads; tensors on the CPU, moved to the device by the engine. ``shapes``,
+    where it is there, names those whose numbers are shapes to the model, for the plan."""
     rows: tuple[int, ...]
     """Which rows of the data these are, in order; names the guilty when a step goes wrong."""
     weights: tuple[float, ...]

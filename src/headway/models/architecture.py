@@ -33,17 +33,19 @@ def empty_causal_lm(
     device: torch.device,
     quantized: bool = False,
     layers: int | None = None,
+    auto: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
     """``hub.load_causal_lm`` without weights: only ``config.json`` is read, or fetched.
 
-    ``layers``: only so many, where all are alike; the model's ``all_layers`` says how many there
-    should be, None where they are all there.
+    ``layers``: only so many, where all are alike; the model's ``all_layers`` says how many such
+    there should be, None where they are all there. Layers of the language model that are not alike,
+    since they are given features of pictures, come on top of both.
     """
     with explained(name):
         place, options = locate_config(name, cache)
         config = AutoConfig.from_pretrained(place, revision=revision, **options)
         cut = shallow(config, layers)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = auto.from_config(config, dtype=dtype)
     model.all_layers = cut
     model.to(device)
     if quantized:
@@ -52,18 +54,42 @@ def empty_causal_lm(
 
 
 def shallow(config: Any, layers: int | None) -> int | None:
-    """Cut the config down to ``layers``; how many it had. None: left as it is, its layers differ or
-    are few."""
+    """Cut the config down to ``layers`` that are alike; how many it had. None: left as it is, its
+    layers differ or are few.
+
+    Where a vision tower can be cut too, each layer less is one of both: of the longer stack more
+    than ``layers`` stay, and what is returned counts the shorter.
+    """
     text = config.get_text_config()
-    total = int(getattr(text, "num_hidden_layers", 0) or 0)
+    tower: Any = getattr(config, "vision_config", None)
+    fed = len(getattr(tower, "deepstack_visual_indexes", None) or ())
+    total = int(getattr(text, "num_hidden_layers", 0) or 0) - fed
     kinds = getattr(text, "layer_types", None) or ()
     odd = any(getattr(text, name, None) for name in UNEVEN)
-    if layers is None or total <= layers or len(set(kinds)) > 1 or odd:
+    blocks = tower_depth(config)
+    shorter = total if blocks is None else min(total, blocks - fed)
+    if layers is None or shorter <= layers or len(set(kinds)) > 1 or odd:
         return None
-    text.num_hidden_layers = layers
+    less = shorter - layers
+    text.num_hidden_layers -= less
     if kinds:
-        text.layer_types = list(kinds)[:layers]
-    return total
+        text.layer_types = list(kinds)[: text.num_hidden_layers]
+    if blocks is not None:
+        setattr(tower, "depth" if hasattr(tower, "depth") else "num_hidden_layers", blocks - less)
+        if fed:  # that many of its layers give features; which ones is no matter of size
+            tower.deepstack_visual_indexes = list(range(fed))
+    return shorter
+
+
+def tower_depth(config: Any) -> int | None:
+    """Layers of the vision tower, where all are alike but for giving features; else None."""
+    tower: Any = getattr(config, "vision_config", None)
+    if config.model_type == "qwen3_vl":
+        return int(tower.depth)
+    chosen = getattr(config, "vision_feature_layer", None)
+    if config.model_type == "llava" and isinstance(chosen, int) and chosen in (-1, -2):
+        return int(tower.num_hidden_layers)
+    return None
 
 
 def quantize_shapes(model: Any, dtype: torch.dtype) -> int:

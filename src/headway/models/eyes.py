@@ -7,6 +7,7 @@ Qwen3-VL in one pass: a table of 256 values a colour in place of four passes in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig
 
+from headway.engine.fake import with_numbers
 from headway.errors import ConfigError
 from headway.models.backbone import backbone
 from headway.models.hub import NO_CODE, explained, locate, locate_config
@@ -50,6 +52,11 @@ class Eyes(Protocol):
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
         """The height and width that the model sees."""
+        ...
+
+    def largest(self, features: int) -> tuple[int, int]:
+        """Height and width of a picture that has about so many features, or the most there can
+        be."""
         ...
 
     def pixels(self, image: Any) -> Arrays:
@@ -96,6 +103,13 @@ class QwenEyes:
         side = self.processor.patch_size * self.processor.merge_size
         return (high // side) * (wide // side)
 
+    def largest(self, features: int) -> tuple[int, int]:
+        """Nearly a square, within the budget of pixels."""
+        side = self.processor.patch_size * self.processor.merge_size
+        most = max(1, min(features, self.processor.size["longest_edge"] // side**2))
+        high = math.isqrt(most)
+        return high * side, most // high * side
+
     def pixels(self, image: Any) -> Arrays:
         """``pixel_values`` [patches, 3 * side * side] of one frame, ``image_grid_thw`` [1, 3]."""
         high, wide = self.scaled(image.height, image.width)
@@ -124,14 +138,15 @@ class QwenEyes:
         self, model: nn.Module, ids: NDArray[np.integer], pictures: Sequence[Arrays]
     ) -> NDArray[np.int64]:
         """The model's own ``get_rope_index`` on this one row: [3, tokens]."""
-        row = torch.from_numpy(ids.astype(np.int64))[None]
-        grids = [torch.from_numpy(p["image_grid_thw"]) for p in pictures]
-        found, _ = backbone(model).body.get_rope_index(
-            row,
-            mm_token_type_ids=(row == self.image_id).int(),
-            image_grid_thw=torch.cat(grids) if grids else None,
-        )
-        places: NDArray[np.int64] = found[:, 0].numpy()
+        with with_numbers():
+            row = torch.from_numpy(ids.astype(np.int64))[None]
+            grids = [torch.from_numpy(p["image_grid_thw"]) for p in pictures]
+            found, _ = backbone(model).body.get_rope_index(
+                row,
+                mm_token_type_ids=(row == self.image_id).int(),
+                image_grid_thw=torch.cat(grids) if grids else None,
+            )
+            places: NDArray[np.int64] = found[:, 0].numpy()
         return places
 
     def work(self, features: int) -> float:
@@ -165,6 +180,10 @@ class LlavaEyes:
         whole = 1 if tower.model_type == "clip_vision_model" else 0
         dropped = 1 if self.config.vision_feature_select_strategy == "default" else 0
         return (high // tower.patch_size) * (wide // tower.patch_size) + whole - dropped
+
+    def largest(self, features: int) -> tuple[int, int]:
+        """Every picture is as large."""
+        return self.scaled(1, 1)
 
     def pixels(self, image: Any) -> Arrays:
         """``pixel_values`` [1, 3, height, width]."""

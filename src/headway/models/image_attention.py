@@ -31,7 +31,8 @@ def stack_pictures(model: nn.Module) -> int:
         parts = ("qkv", "proj", "num_heads", "scaling")
         kind = type(module).__name__
         named = kind.endswith("VisionAttention") and all(hasattr(module, part) for part in parts)
-        if named and not getattr(module, "is_causal", True) and _same(module):
+        both_ways = named and not getattr(module, "is_causal", True)
+        if both_ways and (is_fake(module) or _same(module)):
             module.forward = MethodType(_stacked, module)
             fused += 1
     return fused
@@ -105,7 +106,7 @@ def _same(module: Any) -> bool:
     """Whether the class's own forward gives the same for pictures of three sizes."""
     floating = [p for p in module.proj.parameters() if p.is_floating_point()]
     width = getattr(module.proj, "in_features", None)
-    if not floating or not isinstance(width, int) or is_fake(floating[0]):
+    if not floating or not isinstance(width, int):
         return False
     weight = floating[0]
     drawn = torch.Generator().manual_seed(0)

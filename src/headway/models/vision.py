@@ -8,6 +8,7 @@ hold runs one row at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
@@ -44,8 +45,26 @@ def part_of(model: nn.Module, name: str) -> str:
     return "vision" if name.startswith(f"{base.base_model_prefix}.") else "head"
 
 
+def is_unread(model: nn.Module, name: str) -> bool:
+    """Whether no feature passes through this module or parameter of the base model.
+
+    LLaVA takes the features of an earlier layer of its tower than the last. What lies behind never
+    has a gradient: it cannot train.
+    """
+    base = base_model(model)
+    chosen = getattr(base.config, "vision_feature_layer", None)
+    if chosen is None or "vision_tower." not in name:
+        return False
+    total = int(base.config.vision_config.num_hidden_layers)
+    layers = [chosen] if isinstance(chosen, int) else list(chosen)
+    used = max(layer if layer >= 0 else total + 1 + layer for layer in layers)
+    within = name.split("vision_tower.", 1)[1].removeprefix("vision_model.")
+    number = re.match(r"encoder\.layers\.(\d+)", within)
+    return int(number[1]) >= used if number else within.startswith(("post_layernorm", "head"))
+
+
 def linear_layers(model: nn.Module, part: str, endings: Sequence[str] | None = None) -> list[str]:
-    """Full names of the linear layers of a part, the output head left out.
+    """Full names of the linear layers of a part, the output head and what is never read left out.
 
     ``endings``: only those whose name ends so (``q_proj``).
     """
@@ -53,7 +72,7 @@ def linear_layers(model: nn.Module, part: str, endings: Sequence[str] | None = N
     head = base.get_output_embeddings()
     found = []
     for name, module in base.named_modules():
-        if not isinstance(module, nn.Linear) or module is head:
+        if not isinstance(module, nn.Linear) or module is head or is_unread(base, name):
             continue
         there = part_of(base, name)
         fits = endings is None or any(name == e or name.endswith(f".{e}") for e in endings)
@@ -63,10 +82,11 @@ def linear_layers(model: nn.Module, part: str, endings: Sequence[str] | None = N
 
 
 def train_only(model: nn.Module, part: str) -> None:
-    """Of a model that trains whole, freeze what is not of the part; the head goes with language."""
+    """Of a model that trains whole, freeze what is not of the part, and what is never read; the
+    head goes with language."""
     for name, parameter in base_model(model).named_parameters():
         there = part_of(model, name).replace("head", "language")
-        parameter.requires_grad_(part in ("both", there))
+        parameter.requires_grad_(part in ("both", there) and not is_unread(model, name))
 
 
 def adapted_by_part(model: nn.Module) -> dict[str, int]:
@@ -88,7 +108,8 @@ def picture_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     body = backbone(model).body
     ids, places = inputs["input_ids"], inputs["position_ids"]
     places = places[0] if places.shape[0] == 1 else places
-    cuts = segments(inputs["row_ends"], ids.shape[1], ids.device, kind_of(ids))
+    table = base_model(model).get_input_embeddings().weight  # ids may be real where it is not
+    cuts = segments(inputs["row_ends"], ids.shape[1], ids.device, kind_of(table))
     keys = inputs["picture_keys"]
     if is_isolated(model):
         pictures = {key: inputs[key] for key in keys}

@@ -1,7 +1,8 @@
 """How many rows there are: counted where that is cheap, stated where it is not.
 
-Cheap is: all of ``task.data`` lies on this disk and is not large. It is then prepared as the run
-would prepare it, and kept in the same cache, so that the run need not do it again.
+Cheap is: all of ``task.data`` lies on this disk and is not large, the pictures that its rows name
+included. It is then prepared as the run would prepare it, and kept in the same cache, so that the
+run need not do it again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from headway.config import RunConfig
+from headway.config import RunConfig, find_recipe
 from headway.engine.task import Task
+from headway.errors import DataError
 from headway.planning.memory import Rows
 
 CHEAP_BYTES = 32 * 2**20
@@ -35,7 +37,20 @@ def why_not_counted(config: RunConfig) -> str | None:
         total += sum(file.stat().st_size for file in files)
     if total > CHEAP_BYTES:
         return f"{total / 1e6:,.0f} MB would have to be read (--count reads them)"
+    for file in named_by_rows(config):
+        total += file.stat().st_size if file.is_file() else 0
+        if total > CHEAP_BYTES:
+            return f"more than {CHEAP_BYTES / 1e6:.0f} MB would have to be read (--count reads)"
     return None
+
+
+def named_by_rows(config: RunConfig) -> Iterator[Path]:
+    """Files that the rows name, for a recipe whose rows do; what cannot be read is said later."""
+    named = getattr(find_recipe(config.recipe), "named_by_rows", None)
+    try:
+        yield from named(config.task) if named else ()
+    except DataError:
+        return
 
 
 def places(tree: Any, under: str = "") -> Iterator[str]:

@@ -175,6 +175,11 @@ def limits(config: RunConfig) -> list[str]:
             "fp32: attention on a GPU is traced as matrix products, which hold more than the "
             "kernel that will run"
         )
+    if aloud := getattr(config.task, "read_rows", 0) if config.evaluate else 0:
+        said.append(
+            f"each evaluation also reads {aloud:,} rows aloud, token by token: its time is not in "
+            "the plan (task.read_rows, task.answer_tokens; the run measures it as reading_seconds)"
+        )
     if config.hardware.compile:
         said.append("compile: true is traced uncompiled")
     return said

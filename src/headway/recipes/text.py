@@ -7,14 +7,14 @@ logits exist only where a supervised token is predicted (``models.attention``, `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from headway.engine.evaluate import undisturbed
@@ -182,17 +182,7 @@ class TextTask:
 
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
         """Sum of -log p over each row's supervised tokens, in nats: ``{"loss": [rows]}``."""
-        hidden = hidden_states(
-            model, inputs["input_ids"], inputs["position_ids"], inputs["segment_ends"]
-        )
-        return lm_row_sums(
-            hidden,
-            backbone(model),
-            inputs["positions"],
-            inputs["targets"],
-            inputs["row_of_target"],
-            inputs["rows"],
-        )
+        return row_sums(model, inputs, flat_states)
 
     def recompute_activations(self) -> bool:
         """Keep each layer's input only, from now on."""
@@ -220,27 +210,7 @@ class TextTask:
         """A held-out row token by token, as the evaluation read it."""
         assert self.held is not None
         inputs = flatten(self.held, [row]).inputs
-        device = next(self.model.parameters()).device
-        ids = inputs["input_ids"].to(device)
-        with undisturbed(self.model, device), autocast(self.context.precision, device):
-            hidden = hidden_states(
-                self.model, ids, inputs["position_ids"].to(device), inputs["segment_ends"]
-            )
-            figures = judged_tokens(
-                hidden,
-                backbone(self.model),
-                inputs["positions"].to(device),
-                inputs["targets"].to(device),
-            )
-        losses, choices, of_choices = (figure.tolist() for figure in figures)
-        return JudgedRow(
-            ids=ids[0].tolist(),
-            at=(inputs["positions"] + 1).tolist(),
-            targets=inputs["targets"].tolist(),
-            losses=losses,
-            choices=choices,
-            of_choices=of_choices,
-        )
+        return judged_row(self.model, inputs, flat_states, self.context.precision)
 
     def show_worst(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation with what a person should see of its worst rows."""
@@ -253,6 +223,46 @@ class TextTask:
 
     def _shaded(self, row: RowLoss) -> dict[str, Any]:
         return {} if self.tokenizer is None else shaded(self.judged(row.row), self.tokenizer)
+
+
+States = Callable[[nn.Module, Inputs], Tensor]
+"""Last hidden states [tokens, hidden] of a flat microbatch."""
+
+
+def flat_states(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Of rows of tokens."""
+    return hidden_states(model, inputs["input_ids"], inputs["position_ids"], inputs["segment_ends"])
+
+
+def row_sums(model: nn.Module, inputs: Inputs, states: States) -> RowSums:
+    """Sum of -log p over each row's ``targets``, in nats: ``{"loss": [rows]}``."""
+    return lm_row_sums(
+        states(model, inputs),
+        backbone(model),
+        inputs["positions"],
+        inputs["targets"],
+        inputs["row_of_target"],
+        inputs["rows"],
+    )
+
+
+def judged_row(model: nn.Module, inputs: Inputs, states: States, precision: str) -> JudgedRow:
+    """The one row of a microbatch token by token, the model left as it was."""
+    device = next(model.parameters()).device
+    sent = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    with undisturbed(model, device), autocast(precision, device):
+        figures = judged_tokens(
+            states(model, sent), backbone(model), sent["positions"], sent["targets"]
+        )
+    losses, choices, of_choices = (figure.tolist() for figure in figures)
+    return JudgedRow(
+        ids=inputs["input_ids"][0].tolist(),
+        at=(inputs["positions"] + 1).tolist(),
+        targets=inputs["targets"].tolist(),
+        losses=losses,
+        choices=choices,
+        of_choices=of_choices,
+    )
 
 
 def shaded(row: JudgedRow, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

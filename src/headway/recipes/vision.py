@@ -27,6 +27,7 @@ from headway.data.pictures import (
     recognise,
 )
 from headway.data.pictures.augment import Augmentation
+from headway.data.pictures.load import places
 from headway.data.sources import read_records
 from headway.engine.task import BuildContext, RowAsRead, Survey
 from headway.models.eyes import Eyes, load_eyes
@@ -119,6 +120,13 @@ class VisionRecipe:
         tokenizer, eyes, writer = parts(config, context.cache)
         splits = splits_of(config, writer, eyes, context.seed, context.cache)
         return vision_view.findings(splits, eyes, tokenizer)
+
+    def named_by_rows(self, config: VisionConfig) -> Iterator[Path]:
+        """The files of all pictures. Raises DataError for a row of another shape."""
+        for _, _, source in places(config.data):
+            for record in read_records(source):
+                for picture in recognise(record, config.data.instruction or "").pictures:
+                    yield from [Path(picture.path)] if picture.path else []
 
     def rows_as_read(self, config: VisionConfig, cache: Path) -> Iterator[RowAsRead]:
         """Training rows as the model reads them, a picture's tokens counted."""

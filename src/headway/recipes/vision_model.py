@@ -6,6 +6,7 @@ Either way: which part trains, counted; the arithmetic fused; rows proved apart,
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,8 +17,9 @@ from headway.data.tokenizers import identity
 from headway.engine.precision import weights_dtype
 from headway.engine.task import BuildContext
 from headway.errors import ConfigError
+from headway.models.architecture import empty_causal_lm
 from headway.models.attention import checkpoint_activations
-from headway.models.backbone import prove_backbone
+from headway.models.backbone import base_model, prove_backbone
 from headway.models.eyes import Eyes
 from headway.models.hub import load_causal_lm, weights_identity
 from headway.models.image_attention import stack_pictures
@@ -63,11 +65,6 @@ def load_vision_model(
         raise ConfigError(
             "hardware.compile: rows differ in length, so every step would compile again; "
             "set it to false"
-        )
-    if not context.weights:
-        raise ConfigError(
-            "the recipe vision cannot be counted without its weights yet: headway plan knows the "
-            "recipes for text; headway check measures a real step"
         )
     base = load_base(config, context, tokenizer, eyes, quantized=config.tuning.kind == "qlora")
     prove_backbone(base)
@@ -117,11 +114,13 @@ def facts_of(
     name = config.base_model or f"new qwen3_vl {total / 1e6:.3g}M"
     alone = "" if together else "; one row at a time: its rows cannot be kept apart in one pass"
     identities = {"tokenizer": identity(tokenizer)[:16]}
-    if config.base_model is not None:
+    if config.base_model is not None and context.weights:
         identities["base_model"] = weights_identity(
             config.base_model, config.revision, context.cache
         )
+    layers = getattr(base_model(model), "all_layers", None)
     return {
+        **({"layers": layers} if layers else {}),
         "model": f"{name} ({trained}{alone})",
         "parameters": total,
         "adapted": adapted_modules(model),
@@ -156,7 +155,10 @@ def load_base(
         made.generation_config.eos_token_id = tokenizer.eos_token_id
         return made.to(torch.device(context.device))
     four_bits_in_bf16 = quantized and context.precision != "fp32"
-    return load_causal_lm(
+    load: Any = load_causal_lm
+    if not context.weights:
+        load = partial(empty_causal_lm, layers=context.layers)
+    return load(
         config.base_model,
         config.revision,
         context.cache,

@@ -16,21 +16,24 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from headway.data.pictures import ImageExample, PromptWriter, Reading, decoded
+from headway.data.pictures import ImageExample, ImageRow, PromptWriter, Reading, decoded
 from headway.data.pictures.augment import Augmentation, augmented
-from headway.engine.evaluate import undisturbed
-from headway.engine.precision import autocast
+from headway.engine.fake import with_numbers
 from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import DataError
 from headway.models.attention import recompute
 from headway.models.backbone import backbone
 from headway.models.eyes import Arrays, Eyes
-from headway.models.lm_loss import judged_tokens, lm_row_sums
 from headway.models.tuning import saved_model
 from headway.models.vision import flat_pictures, picture_states
 from headway.recipes.batching import Order, groups, longest_rows
 from headway.recipes.language_model import counts
-from headway.recipes.text import JudgedRow
+from headway.recipes.text import JudgedRow, judged_row, row_sums
+
+SHAPES = ("input_ids", "image_grid_thw")
+"""Inputs whose numbers are shapes: which tokens stand for a picture, and how large it is."""
+LEAST_WORDS = 8
+"""Tokens of a made-up row that are no picture."""
 
 
 @dataclass
@@ -92,6 +95,16 @@ class VisionTask:
         """What a row costs, in tokens of the language model."""
         return len(row.ids) + int(self.eyes.work(sum(row.features)))
 
+    def _room(self) -> BuildContext:
+        """The context; tokens that were planned for, of rows as full of pictures as can be, in the
+        measure of ``_length``."""
+        planned = self.context.tokens_at_once
+        if planned is None:
+            return self.context
+        _, count = largest_picture(self)
+        share = 1 + self.eyes.work(count) / self.most_tokens
+        return replace(self.context, tokens_at_once=int(planned * share))
+
     def _cut(
         self,
         source: Sequence[ImageExample],
@@ -102,7 +115,7 @@ class VisionTask:
         def length_of(place: int) -> int:
             return self._length(source[rows[place]])
 
-        for group in groups(range(len(rows)), length_of, self.model, self.context, halvings):
+        for group in groups(range(len(rows)), length_of, self.model, self._room(), halvings):
             at = None if positions is None else [positions[place] for place in group]
             yield self.microbatch(source, [rows[place] for place in group], at)
 
@@ -142,14 +155,7 @@ class VisionTask:
 
     def loss(self, model: nn.Module, inputs: Inputs) -> RowSums:
         """Sum of -log p over each row's answer, in nats: ``{"loss": [rows]}``."""
-        return lm_row_sums(
-            picture_states(model, inputs),
-            backbone(model),
-            inputs["positions"],
-            inputs["targets"],
-            inputs["row_of_target"],
-            inputs["rows"],
-        )
+        return row_sums(model, inputs, picture_states)
 
     def recompute_activations(self) -> bool:
         """Keep each layer's input only, from now on."""
@@ -176,25 +182,8 @@ class VisionTask:
         """A held-out row's answer token by token, as the evaluation read it."""
         assert self.held is not None
         inputs = self.microbatch(self.held, [row], None).inputs
-        device = next(self.model.parameters()).device
-        sent = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-        with undisturbed(self.model, device), autocast(self.context.precision, device):
-            figures = judged_tokens(
-                picture_states(self.model, sent),
-                backbone(self.model),
-                sent["positions"],
-                sent["targets"],
-            )
-        losses, choices, of_choices = (figure.tolist() for figure in figures)
-        targets = inputs["targets"].tolist()
-        return JudgedRow(
-            ids=targets,
-            at=list(range(len(targets))),
-            targets=targets,
-            losses=losses,
-            choices=choices,
-            of_choices=of_choices,
-        )
+        whole = judged_row(self.model, inputs, picture_states, self.context.precision)
+        return replace(whole, ids=whole.targets, at=list(range(len(whole.targets))))
 
 
 def flatten(
@@ -208,7 +197,7 @@ def flatten(
     Inputs: ``input_ids`` [1, tokens]; ``position_ids`` [k, 1, tokens], each row's own;
     ``row_ends``; the pictures' arrays with ``picture_keys`` and ``picture_ends``; ``positions`` [n]
     (hidden state that predicts), ``targets`` [n] (token predicted), ``row_of_target`` [n],
-    ``rows``.
+    ``rows``; ``shapes``, what a model must know as numbers to know its shapes.
     """
     lengths = [len(part.ids) for part in parts]
     starts = np.cumsum([0, *lengths])[:-1]
@@ -221,8 +210,10 @@ def flatten(
         "targets": np.concatenate([p.ids[at] for p, at in zip(parts, said, strict=True)]),
         "row_of_target": np.repeat(np.arange(len(parts)), weights),
     }
-    inputs: dict[str, Any] = {k: torch.from_numpy(v.astype(np.int64)) for k, v in tensors.items()}
-    inputs |= flat_pictures(seen)
+    inputs: dict[str, Any] = {"shapes": SHAPES}
+    with with_numbers():
+        inputs |= {k: torch.from_numpy(v.astype(np.int64)) for k, v in tensors.items()}
+        inputs |= flat_pictures(seen)
     return Microbatch(
         inputs={**inputs, "row_ends": np.cumsum(lengths).tolist(), "rows": len(parts)},
         rows=tuple(rows),
@@ -231,12 +222,26 @@ def flatten(
     )
 
 
-def made_up(task: VisionTask, rows: int) -> Microbatch:
-    """Rows of the greatest length without a picture, each token supervised but the first."""
-    from headway.data.pictures import ImageRow
+def largest_picture(task: VisionTask) -> tuple[tuple[int, int], int]:
+    """Height and width of the largest picture that a row can have, and its features; 0 features
+    where none fits into a row."""
+    room = task.most_tokens - LEAST_WORDS
+    size = task.eyes.largest(room)
+    count = task.eyes.features(*size)
+    return size, count if count <= room else 0
 
-    ids = np.zeros(task.most_tokens, dtype=np.int32)
-    ids[:] = (task.eyes.image_id + 1) % len(task.tokenizer)
-    said = np.arange(len(ids)) > 0
-    row = ImageExample(ImageRow("", "", (), ()), ids, said, (), (), 1, len(ids))
-    return task.microbatch([row], [0] * rows, None)
+
+def made_up(task: VisionTask, rows: int) -> Microbatch:
+    """Rows of the greatest length, each a picture as large as the budget and the row allow, and
+    words that are all supervised."""
+    from PIL import Image
+
+    eyes, most = task.eyes, task.most_tokens
+    (high, wide), count = largest_picture(task)
+    ids = np.full(most, (eyes.image_id + 1) % len(task.tokenizer), dtype=np.int32)
+    ids[1 : 1 + count] = eyes.image_id
+    seen = [eyes.pixels(Image.new("RGB", (wide, high)))] if count else []
+    said = np.arange(most) > count
+    row = ImageExample(ImageRow("", "", (), ()), ids, said, (count,), ((high, wide),), 1, most)
+    places = eyes.positions(task.model, ids, seen)
+    return flatten([row] * rows, [places] * rows, [seen] * rows, [0] * rows)

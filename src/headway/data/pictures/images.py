@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,13 @@ ENDINGS = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm",
     ".jp2",
 )  # fmt: skip
-MOST_PIXELS = 89_478_485
-"""PIL itself warns of a decompression bomb above this many pixels."""
+MOST_PIXELS = 178_956_970
+"""PIL itself refuses more as a decompression bomb; above half of it, it warns."""
+DAMAGE = (
+    OSError, EOFError, SyntaxError, ValueError, KeyError, IndexError, OverflowError, TypeError,
+    MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What PIL's readers raise for damaged files."""
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -76,10 +82,15 @@ class Picture:
     """The file's bytes, when the row itself held them."""
     page: int = 0
     """Of a file with several pages, counted from 0."""
+    problem: str = ""
+    """Why there are no bytes, where a row held something else: said when they are asked for."""
 
 
 def content(picture: Picture) -> bytes:
-    """The picture's file as bytes. DataError when it is missing or a Git-LFS pointer."""
+    """The picture's file as bytes. DataError when it is missing, a Git-LFS pointer, or was not
+    base64."""
+    if picture.problem:
+        raise DataError(f"{picture.where}: {picture.problem}")
     if picture.data is not None:
         return picture.data
     assert picture.path is not None
@@ -114,7 +125,6 @@ def decoded_bytes(raw: bytes, picture: Picture, reading: Reading) -> Image:
     _needs_pillow()
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
             if picture.page:
@@ -125,7 +135,7 @@ def decoded_bytes(raw: bytes, picture: Picture, reading: Reading) -> Image:
             opened.load()
             upright = ImageOps.exif_transpose(opened)
             return _placed(_rgb(upright), reading)
-    except bomb as error:
+    except Image.DecompressionBombError as error:
         raise DataError(_too_large(picture, str(error), reading)) from error
     except UnidentifiedImageError as error:
         raise DataError(
@@ -134,9 +144,7 @@ def decoded_bytes(raw: bytes, picture: Picture, reading: Reading) -> Image:
         ) from error
     except DataError:
         raise
-    except (OSError, EOFError, SyntaxError, ValueError, KeyError, IndexError, OverflowError,
-            TypeError, struct.error, zlib.error) as error:  # fmt: skip
-        # PIL's readers raise all of these for damaged files
+    except DAMAGE as error:
         raise DataError(f"{_named(picture)}: the picture is damaged: {error}") from error
 
 
@@ -145,20 +153,22 @@ def pages(picture: Picture) -> int:
     _needs_pillow()
     from PIL import Image
 
+    raw = content(picture)
     try:
-        with Image.open(io.BytesIO(content(picture)), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
             return int(getattr(opened, "n_frames", 1))
-    except (OSError, EOFError, SyntaxError, ValueError, struct.error) as error:
+    except (Image.DecompressionBombError, *DAMAGE) as error:
         raise DataError(f"{_named(picture)}: no picture that can be read: {error}") from error
 
 
 def from_base64(text: str, where: str) -> Picture:
-    """A picture written as base64, or as a ``data:`` URI. DataError when it is neither."""
+    """A picture written as base64, or as a ``data:`` URI. One that is neither is a picture with a
+    ``problem``: a row like one whose file is damaged."""
     body = text.partition(",")[2] if text.startswith("data:") else text
     try:
         return Picture(where, data=base64.b64decode("".join(body.split()), validate=True))
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{where}: not base64: {error}") from error
+        return Picture(where, problem=f"not base64: {error}")
 
 
 def png_bytes(image: Any) -> bytes:
@@ -231,7 +241,12 @@ def _too_large(picture: Picture, what: str, reading: Reading) -> str:
 
 
 def _needs_pillow() -> None:
+    """DataError without Pillow; and it shall not warn of sizes, on which ``decoded_pixels``
+    decides."""
     try:
-        import PIL  # noqa: F401
+        from PIL.Image import DecompressionBombWarning
     except ImportError as error:
         raise DataError("pictures need: pip install 'headway[vision]'") from error
+    # Once and for good: `catch_warnings` would be undone by another thread that decodes.
+    if not any(kind is DecompressionBombWarning for _, _, kind, *_ in warnings.filters):
+        warnings.simplefilter("ignore", DecompressionBombWarning)

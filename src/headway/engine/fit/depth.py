@@ -7,6 +7,9 @@ or few behind them and do not rise, those at the loss have all. So the two trace
 other operation by operation (from the loss outwards as far as they are the same, from the outer
 ends for what is left), and the highest is sought at the depth that is wanted, not at the depths
 that were traced.
+
+A model with a vision tower has two such stacks, and each step of depth adds a layer to both. They
+are told apart by the operation between them, and each is laid on its own.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from headway.engine.fit.footprint import Footprint, Held, Timeline
 
 SHALLOW = (2, 3)
 """Layers of the two that are traced: a first, a last, and one more between them."""
+BETWEEN = ("aten::masked_scatter", "aten::masked_scatter_backward")
+"""What puts a tower's features in the places of words, and its backward."""
 
 
 def at_depth(layers: int, low: Footprint, high: Footprint) -> Footprint:
@@ -27,8 +32,12 @@ def at_depth(layers: int, low: Footprint, high: Footprint) -> Footprint:
         for each in fields(Held)
     }
     # Forward is the same from its end backwards, backward from its beginning.
-    ends = aligned(low.forward[::-1], high.forward[::-1])
-    places = [*ends, *aligned(low.backward, high.backward)]
+    places = [
+        pair
+        for one, other in ((low.forward[::-1], high.forward[::-1]), (low.backward, high.backward))
+        for few, more in zip(stacks(one), stacks(other), strict=True)
+        for pair in aligned(few, more)
+    ]
     return Footprint(
         rows=low.rows,
         tokens=low.tokens,
@@ -43,6 +52,13 @@ def line(layers: int, low: int, high: int) -> int:
     """The straight line through the figures of the two shallow models."""
     few, more = SHALLOW
     return round(low + (high - low) * (layers - few) / (more - few))
+
+
+def stacks(timeline: Timeline) -> list[Timeline]:
+    """A timeline cut behind each operation that stands between two stacks of layers."""
+    cuts = [at + 1 for at, (name, _) in enumerate(timeline) if name in BETWEEN]
+    starts, stops = [0, *cuts], [*cuts, len(timeline)]
+    return [timeline[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
 
 def aligned(low: Timeline, high: Timeline) -> Iterator[tuple[int, int]]:

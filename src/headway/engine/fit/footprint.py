@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from headway.engine.fake import is_fake
+from headway.engine.fake import is_fake, knowing
 from headway.engine.fit.counting import Counted, bytes_of
 from headway.engine.optim import clip
 from headway.engine.precision import autocast
@@ -120,11 +120,14 @@ def footprint(task: Task, microbatch: Microbatch, held: Held, *, precision: str)
         counted.hold([*model.parameters(), *model.buffers()])
         counted.hold([p.grad for p in parameters if p.grad is not None])
         start = counted.live_bytes
-        with counted:
+        shapes = microbatch.inputs.get("shapes", ()) if is_fake(model) else ()
+        with counted, knowing(bool(shapes)):
             inputs = {
-                name: torch.empty_like(value, device=device)
-                if isinstance(value, Tensor) and is_fake(parameters[0])
-                else value
+                name: value
+                if not isinstance(value, Tensor) or not is_fake(model)
+                else value.clone()
+                if name in shapes
+                else torch.empty(value.shape, dtype=value.dtype, device=device)
                 for name, value in microbatch.inputs.items()
             }
             with autocast(precision, device):
