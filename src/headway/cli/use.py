@@ -71,4 +71,6 @@ def export(
     from headway.api import load_run
 
     found = load_run(run, step).export(to, format)
-    typer.echo(f"exported to {to}: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+    facts = {k.replace("_", " "): v for k, v in found.items() if k not in ("to", "format")}
+    said = ", ".join(f"{name} {value}" for name, value in facts.items())
+    typer.echo(f"exported to {to} as {format}, read back and compared ({said})")
