@@ -153,7 +153,7 @@ def test_the_site_is_searched_from_a_folder_without_a_request(browser: Browser, 
     assert [r for r in browser.requests if not r.startswith(("file:", "data:"))] == []
 
 
-@pytest.mark.parametrize("name", ["index", "config", "quickstart", "results/step-confidence"])
+@pytest.mark.parametrize("name", ["index", "config", "guides/sft", "results/step-confidence"])
 def test_no_page_is_wider_than_a_phone(browser: Browser, site: Path, name: str) -> None:
     browser.looks(width=390)
     browser.open(site / f"{name}.html")
