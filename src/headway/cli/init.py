@@ -49,7 +49,11 @@ def starter_names() -> list[str]:
 
 def init_command(
     recipe: Annotated[
-        str, typer.Argument(help="Which kind of training: sft, regression, pretrain, vision.")
+        str,
+        typer.Argument(
+            help="Which kind of training: sft, pretrain, regression, vision, graph_vae, "
+            "latent_editor."
+        ),
     ],
     to: Annotated[
         Path | None, typer.Option(help="Where to write it.", show_default="RECIPE.yaml")

@@ -71,5 +71,6 @@ def export(
     from headway.api import load_run
 
     found = load_run(run, step).export(to, format)
-    said = ", ".join(f"{name} {value}" for name, value in found.items() if name != "to")
-    typer.echo(f"exported to {to}: {said}")
+    facts = {k.replace("_", " "): v for k, v in found.items() if k not in ("to", "format")}
+    said = ", ".join(f"{name} {value}" for name, value in facts.items())
+    typer.echo(f"exported to {to} as {format}, read back and compared ({said})")
