@@ -17,7 +17,7 @@ from cases import tree_of
 from headway.building import optimizer_of
 from headway.config import RunConfig, find_recipe
 from headway.engine.fake import is_fake, kind_of, knowing, weightless, with_numbers
-from headway.engine.fit import SHALLOW, Counted, bytes_of
+from headway.engine.fit import SHALLOW, Counted, Footprint, Held, at_depth, bytes_of, depth
 from headway.engine.fit.depth import aligned, line
 from headway.engine.fit.footprint import eight_bit_bytes, state_of
 from headway.errors import ConfigError
@@ -136,6 +136,47 @@ def test_a_straight_line_through_the_peaks_alone_would_be_wrong():
     assert line(20, max(a for _, a in low), max(a for _, a in high)) == 90
     pairs = list(aligned(low[::-1], high[::-1]))
     assert max(line(20, a, b) for a, b in pairs) == 205 and SHALLOW == (2, 3)
+
+
+def timeline_of(layers: int, blocks: int) -> list[tuple[str, int]]:
+    """A tower's blocks, each with a large moment of its own, then layers that each keep more."""
+    alive, found = 0, [("embed", 0)]
+    for _ in range(blocks):
+        found += [("mix", alive + 500), ("keep", alive + 10)]
+        alive += 10
+    found.append(("aten::masked_scatter", alive))
+    for _ in range(layers):
+        found += [("attend", alive + 40), ("keep", alive + 30)]
+        alive += 30
+    return [*found, ("loss", alive + 5)]
+
+
+def of_timeline(layers: int, blocks: int, **more: Any) -> Footprint:
+    size = 10**6 * (layers + blocks)
+    there = Held(
+        parameters=size, trainable=size, weights_bytes=size, gradient_bytes=size,
+        optimizer_bytes=size, update_bytes=size,
+    )  # fmt: skip
+    forward = timeline_of(layers, blocks)
+    most = max(alive for _, alive in forward)
+    return Footprint(
+        rows=1, tokens=1, held=there, activation_bytes=most, logits_bytes=0, flops=size,
+        forward=forward, backward=(), **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("deep", [4, 9, 40])
+def test_two_stacks_of_layers_grow_together_each_laid_on_its_own(deep, monkeypatch):
+    """With the deeper language model three layers ahead of the tower, as `shallow` leaves them."""
+    low, high = of_timeline(2 + 3, 2), of_timeline(3 + 3, 3)
+    whole = of_timeline(deep + 3, deep)
+    found = at_depth(deep, low, high)
+    assert (found.activation_bytes, found.flops, found.held) == (
+        whole.activation_bytes, whole.flops, whole.held,
+    )  # fmt: skip
+    monkeypatch.setattr(depth, "BETWEEN", ())
+    # Negative control: laid on each other as one.
+    assert at_depth(deep, low, high).activation_bytes > 1.5 * whole.activation_bytes
 
 
 def test_no_weights_are_read_and_without_them_the_model_cannot_be_loaded(tmp_path):

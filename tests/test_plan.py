@@ -28,7 +28,7 @@ from headway.planning.memory import Way, context_of, ladder, traced
 from headway.planning.offers import Work, needed_bytes, offers, spot_money
 from headway.planning.plan import limits
 from headway.planning.room import tokens_that_fit
-from seven import tree_1b, tree_7b
+from seven import tree_1b, tree_7b, tree_vision_2b
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 ASSUME = Assumptions(utilisation=0.5, context_bytes=0, fragmentation=0.0)
@@ -372,3 +372,20 @@ def test_the_recipes_cut_their_batches_at_the_planned_tokens(tmp_path):
     assert [len(m.rows) for m in task.batch_at(0)] == [1] * config.train.batch_size
     whole = replace(task, context=replace(context, tokens_at_once=10**9))
     assert [len(m.rows) for m in whole.batch_at(0)] == [config.train.batch_size]
+
+
+@pytest.mark.slow
+def test_seed_000s_own_run_fits_a_24_gb_gpu_and_costs_less_than_it_says(tmp_path):
+    """500 steps of 8 pages: it says $5-8 on an RTX 4090, and the same hours on every GPU."""
+    pytest.importorskip("bitsandbytes")
+    table = on("RTX 4090") | on("H100")
+    tuning = {"kind": "qlora", "rank": 16, "alpha": 16}
+    config = RunConfig(**tree_vision_2b(tmp_path / "base", tuning))
+    found = plan_run(config, prices=table, microbatches=[2])
+    held = found.ways[0].held
+    assert held.parameters - held.trainable == 2_127_532_032
+    small, large = found.offers
+    assert small.fits and small.recompute and small.needs_bytes < 10e9
+    kept = next(way for way in found.ways if not way.recompute)
+    assert needed_bytes(kept.steps[0].peak_bytes, Assumptions()) > small.gpu.memory_bytes
+    assert small.hours > 4 * large.hours and small.usd is not None and small.usd < 2
