@@ -102,8 +102,8 @@ def _piece(text: str, mark: Any, rest: str) -> str:
 
 
 def _text(given: Any) -> str:
-    """A text of the data, cut and escaped; an empty one is said to be empty."""
-    text = given if isinstance(given, str) else str(given)
+    """A text of the data, cut and escaped; an empty one is said to be empty. Numbers are rounded."""
+    text = number(given) if isinstance(given, float) else str(given)
     if not text.strip():
         return "<i>(empty)</i>"
     left_out = len(text) - TEXT_LIMIT
