@@ -66,3 +66,12 @@ def test_a_price_that_would_disarm_the_budget_is_refused(usd):
 
 def test_this_process_is_older_than_nothing_and_younger_than_a_day():
     assert 0 <= process_age_seconds() < 86_400
+
+
+def test_the_tables_price_is_of_one_gpu_and_the_configs_of_the_machine():
+    from headway.config import Cost
+    from headway.spending import price_now
+
+    one, eight = (price_now(Cost(gpu="A40"), gpus) for gpus in (1, 8))
+    assert eight.usd_per_hour == pytest.approx(8 * one.usd_per_hour) and eight.gpu == "8 x A40"
+    assert price_now(Cost(gpu="A40", usd_per_hour=3.0), 8).usd_per_hour == 3.0

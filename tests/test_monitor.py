@@ -247,6 +247,14 @@ def test_a_disk_that_fills_within_the_hour_is_a_sign_and_a_saw_is_not() -> None:
     assert looked(*looks(60, disk_free_bytes=lambda n: 10**12 - n * 10**9)) == []  # a day is left
 
 
+def test_a_disk_without_a_byte_is_full_and_not_unknown() -> None:
+    monitor = Monitor(Section())
+    monitor.step(report(1))
+    (alert,) = monitor.gauges(Gauges(at_seconds=0.0, disk_free_bytes=0, save_bytes=10**9))
+    assert isinstance(alert, Alert) and alert.kind == "disk_filling"
+    assert monitor.gauges(Gauges(at_seconds=30.0, disk_free_bytes=None, save_bytes=10**9)) == []
+
+
 def test_a_disk_without_room_for_the_next_checkpoint_is_critical_at_once() -> None:
     monitor = Monitor(Section())
     monitor.step(report(1))

@@ -389,3 +389,16 @@ def test_seed_000s_own_run_fits_a_24_gb_gpu_and_costs_less_than_it_says(tmp_path
     kept = next(way for way in found.ways if not way.recompute)
     assert needed_bytes(kept.steps[0].peak_bytes, Assumptions()) > small.gpu.memory_bytes
     assert small.hours > 4 * large.hours and small.usd is not None and small.usd < 2
+
+
+def test_a_model_that_cannot_be_traced_trains_by_the_rule_of_thumb(tmp_path, monkeypatch):
+    from headway.planning import room
+
+    def untraceable(*_):
+        raise RuntimeError("a number was asked of a tensor that has none")
+
+    monkeypatch.setattr(room, "tokens_that_fit", untraceable)
+    config, world = tiny(tmp_path), World(torch.device("cpu"))
+    context = build_context(config, world)
+    kept, said = with_room(config, context, world, 1 << 34)
+    assert kept == context and "rule of thumb: RuntimeError" in said[0][1]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from headway.cli import build_app
 from headway.config import RunConfig, Track, fingerprint, load_config
 from headway.config.track_section import TensorBoard, Wandb
 from headway.errors import ConfigError, RunLocked
+from headway.evals import brief, write
 from headway.journal import Journal, Tail, read, read_events
 from headway.lock import RunLock
-from headway.records import Evaluation, RowLoss, StepReport
+from headway.records import Evaluation, Picture, RowLoss, StepReport
 from headway.track import Back, Feed, Measurement, Note, Past, Row, Sent, Sink, feed, translate
 from headway.track.tables import as_markdown, pictures, table
 from headway.tracking import about, drained, fed, tracking
@@ -311,8 +314,24 @@ def test_a_picture_outside_the_evaluations_folder_is_never_read(tmp_path: Path) 
     for place in (folder / "in.png", tmp_path / "evals" / "x.png"):
         place.write_bytes(png)
     names = ["in.png", "../x.png", "/etc/passwd", "none.png", 5, None]
-    record = Measurement(5, 0.0, {}, [{"row": 1, "shown": {"image": name}} for name in names])
+    rows = [{"row": 1, "shown": {"page": {"picture": name, "says": ""}}} for name in names]
+    (folder / "worst.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    record = Measurement(5, 0.0, {}, [{"row": 1, "shown": {}}])
     assert [(p.name, *size) for p, *size in pictures(tmp_path, record)] == [("in.png", 7, 9)]
+
+
+def test_the_pictures_that_an_evaluation_wrote_are_found_for_the_trackers(tmp_path: Path) -> None:
+    from PIL import Image
+
+    made = io.BytesIO()
+    Image.new("L", (12, 5)).save(made, "PNG")
+    shown = {"page": Picture(made.getvalue(), "x.png"), "reference": "a"}
+    worst = (RowLoss(row=3, loss=9.0, weight=1.0, shown=shown),)
+    found = replace(evaluation(5, 1.0), worst=worst)
+    write(tmp_path, found)
+    told = [asdict(row) for row in brief(found).worst]  # as the journal keeps it: without pictures
+    assert all("page" not in row["shown"] for row in told)
+    assert [size for _, *size in pictures(tmp_path, Measurement(5, 0.0, {}, told))] == [[12, 5]]
 
 
 def test_a_table_has_a_column_for_whatever_any_row_shows() -> None:

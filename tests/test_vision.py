@@ -29,7 +29,7 @@ from headway.models.backbone import backbone, base_model
 from headway.models.eyes import load_eyes
 from headway.models.vision import linear_layers, part_of, picture_states
 from headway.opening import opened
-from headway.recipes.vision_reading import padded, prompt_of, read_held, read_rows
+from headway.recipes.vision_reading import check, padded, prompt_of, read_held, read_rows
 from headway.recipes.vision_task import VisionTask
 from tiny_vision import drawn, png, row_of, tiny_llava, tiny_qwen, write_rows
 
@@ -500,6 +500,30 @@ def test_predict_reads_a_file_and_says_how_long_it_took(trained: Any, tmp_path: 
             trained.recipe.check_request(request)
     with pytest.raises(DataError, match="no such file"):
         trained.predict({"image": str(tmp_path / "none.png")})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"images": []}, "images must be a list"),
+        ({"images": 5}, "images must be a list"),
+        ({"image": "x.png", "max_new_tokens": "x"}, "max_new_tokens must be a whole number from 1"),
+        ({"image": "x.png", "max_new_tokens": 0}, "max_new_tokens must be a whole number from 1"),
+        ({"image": "x.png", "page": "x"}, "page must be a whole number from 0"),
+        ({"image": "x.png", "page": -1}, "page must be a whole number from 0"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_in_words(wrong: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check(wrong)
+
+
+def test_a_picture_too_long_for_the_model_is_refused_in_words(trained: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (5000, 3)).save(tmp_path / "long.png")
+    with pytest.raises(DataError, match="that this model cannot take"):
+        trained.predict({"image": str(tmp_path / "long.png")})
 
 
 def test_predict_on_the_command_line_takes_a_folder_and_pages(trained: Any, tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def tiny_llava(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration(config)
-    model.get_input_embeddings().weight.data.mul_(10)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table.weight.data.mul_(10)  # a frozen head of tiny weights could say nothing loudly
     model.generation_config.eos_token_id = 0
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)

@@ -46,8 +46,9 @@ def with_room(
     place = f"{gpu_bytes / 2**30:.0f} GiB"
     try:
         tokens = tokens_that_fit(config, world, gpu_bytes)
-    except ConfigError as error:  # build says it again where the run cannot do it either
-        return context, [("fit", f"microbatches for {place} by a rule of thumb: {error}")]
+    except Exception as error:  # a stranger's model may do what cannot be traced; training can
+        why = str(error) if isinstance(error, ConfigError) else type(error).__name__
+        return context, [("fit", f"microbatches for {place} by a rule of thumb: {why}")]
     if not tokens:
         what = f"by the plan not even one row of the longest fits {place}; it is tried nevertheless"
         return replace(context, tokens_at_once=1), [("warning", what)]

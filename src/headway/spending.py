@@ -34,15 +34,16 @@ def started_meter(
     events: Sequence[Mapping[str, Any]],
     store: CheckpointStore,
     billed_until: float | None = None,
+    gpus: int = 1,
 ) -> Meter | None:
     """A meter that goes on from what earlier attempts spent, or None without a price.
 
     The journal and the checkpoints both know it; where they disagree the larger figure counts.
-    ``billed_until``: as in ``opening.opened``.
+    ``billed_until``: as in ``opening.opened``. ``gpus``: how many the run trains on.
     """
     if section is None:
         return None
-    price = price_now(section)
+    price = price_now(section, gpus)
     disks = section.storage_usd_per_month / HOURS_A_MONTH
     price = replace(price, usd_per_hour=price.usd_per_hour + disks)
     before = max(spent(events), spent(facts_of(store)))
@@ -52,21 +53,30 @@ def started_meter(
     return Meter(price, before, age_seconds, clock=steady_seconds)
 
 
-def price_now(section: Cost) -> Price:
-    """What the provider says; where it was not asked or did not answer, what the config says.
+def price_now(section: Cost, gpus: int = 1) -> Price:
+    """What the provider says; where it was not asked or did not answer, what the config says: the
+    machine's price, or so many times the table's of one GPU.
 
     Raises ConfigError: nobody knows a price.
     """
     if section.provider is None:
-        return price_of(section.gpu, section.usd_per_hour, section.prices)
+        return said_price(section, gpus)
     try:
         return live_price(section.provider, section.gpu)
     except Unanswered as error:
         if section.usd_per_hour is None and section.gpu is None:
             advice = "write cost.usd_per_hour or cost.gpu, for when it does not answer"
             raise ConfigError(f"cost.provider: {error}; {advice}") from error
-        price = price_of(section.gpu, section.usd_per_hour, section.prices)
+        price = said_price(section, gpus)
         return replace(price, source=f"{price.source} ({error})")
+
+
+def said_price(section: Cost, gpus: int) -> Price:
+    """What the config says. Raises ConfigError."""
+    price = price_of(section.gpu, section.usd_per_hour, section.prices)
+    if section.usd_per_hour is not None or gpus == 1:
+        return price
+    return replace(price, usd_per_hour=gpus * price.usd_per_hour, gpu=f"{gpus} x {price.gpu}")
 
 
 def unbilled_seconds(billed_until: float | None) -> float:

@@ -68,7 +68,9 @@ def predict(
     ] = None,
     step: STEP = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer, in tokens; left out: 128.")
+        int | None,
+        typer.Option(help="Longest answer in tokens; left out: 128, of a picture 1024."),
+        typer.Option(help="Longest answer, in tokens; left out: 128, of a picture 1024."),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0, or left out: greedy.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an answer.")] = False,

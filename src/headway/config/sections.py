@@ -274,7 +274,7 @@ class Cost(BaseModel):
 
     gpu: str | None = None
     """The rented hardware's name, as the report should show it. Without `usd_per_hour` the price
-    table's on-demand price of one such GPU is taken."""
+    table's on-demand price of one such GPU is taken, times the GPUs that the run trains on."""
     usd_per_hour: float | None = Field(default=None, ge=0)
     """Price of the whole machine, in US dollars per hour; always wins over the table's."""
     provider: Literal["runpod", "vast"] | None = None

@@ -82,7 +82,9 @@ def gpu_idle(history: History, given: Thresholds) -> Alert | None:
 
 def disk_filling(history: History, given: Thresholds) -> Alert | None:
     """The next checkpoint does not fit, or at the present rate the disk is soon full."""
-    known = [(g.at_seconds, g.disk_free_bytes) for g in history.gauges if g.disk_free_bytes]
+    known = [
+        (g.at_seconds, g.disk_free_bytes) for g in history.gauges if g.disk_free_bytes is not None
+    ]
     if not known:
         return None
     free, save = known[-1][1], history.gauges[-1].save_bytes

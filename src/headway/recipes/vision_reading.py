@@ -20,7 +20,7 @@ from headway.data.page_text import fields_of
 from headway.data.pictures import decoded, picture_of, question
 from headway.engine.evaluate import undisturbed
 from headway.engine.precision import autocast
-from headway.errors import ConfigError
+from headway.errors import ConfigError, DataError
 from headway.models.attention import generating
 from headway.models.backbone import base_model
 from headway.models.eyes import Arrays
@@ -56,6 +56,13 @@ def check(request: Mapping[str, Any]) -> None:
         raise ConfigError("predict needs image (a path, a data: URI or bytes), or a list: images")
     if not isinstance(request.get("instruction", ""), str):
         raise ConfigError(f"predict: instruction must be a text, not {request['instruction']!r}")
+    several = request.get("images", [None])
+    if not isinstance(several, list | tuple) or not several:
+        raise ConfigError(f"predict: images must be a list of pictures, not {several!r}")
+    for name, least in (("max_new_tokens", 1), ("page", 0)):
+        value = request.get(name, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"predict: {name} must be a whole number from {least}, not {value!r}")
 
 
 def predict(task: VisionTask, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +97,10 @@ def prompt_of(
         raise ConfigError(
             "predict: this run's rows each had an instruction of their own; give --instruction"
         )
-    features = [task.eyes.features(image.height, image.width) for image in images]
+    try:
+        features = [task.eyes.features(image.height, image.width) for image in images]
+    except ValueError as error:
+        raise DataError(f"predict: a picture that this model cannot take: {error}") from error
     messages = question(instruction, len(images))
     ids = task.writer.prompt(messages, features, "the request")
     return ids, [task.eyes.pixels(image) for image in images]

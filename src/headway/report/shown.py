@@ -102,7 +102,7 @@ def _piece(text: str, mark: Any, rest: str) -> str:
 
 
 def _text(given: Any) -> str:
-    """A text of the data, cut and escaped; an empty one is said to be empty. Numbers are rounded."""
+    """A text of the data, cut and escaped; an empty one is said to be empty. Numbers are round."""
     text = number(given) if isinstance(given, float) else str(given)
     if not text.strip():
         return "<i>(empty)</i>"

@@ -37,19 +37,30 @@ def as_markdown(worst: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pictures(run: Path, record: Measurement) -> Iterator[tuple[Path, int, int]]:
-    """(file, width, height) of the PNG pictures that worst rows name in ``shown.image``.
+    """(file, width, height) of the PNG pictures of the worst rows, which the evaluation's own file
+    names: the journal leaves them out.
 
     A name is relative to the evaluation's folder, and leads nowhere else.
     """
     folder = (run / "evals" / f"step-{record.step:08d}").resolve()
-    for row in record.worst[:PICTURES]:
-        name = (row.get("shown") or {}).get("image")
-        path = (folder / name).resolve() if isinstance(name, str) else folder
+    for name in _named(folder / "worst.jsonl"):
+        path = (folder / name).resolve()
         if path.is_relative_to(folder) and path.is_file():
             with path.open("rb") as file:
                 head = file.read(24)
             if head.startswith(b"\x89PNG\r\n\x1a\n"):
                 yield path, *struct.unpack(">II", head[16:24])
+
+
+def _named(file: Path) -> list[str]:
+    """The first PICTURES pictures that the rows of this file show; none where it is not there."""
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    shown = [item for row in rows for item in (row.get("shown") or {}).values()]
+    found = [item.get("picture") for item in shown if isinstance(item, Mapping)]
+    return [name for name in found if isinstance(name, str)][:PICTURES]
 
 
 def _cell(value: Any) -> str:

@@ -110,7 +110,10 @@ def opened_folder(to: Path, reading: Reading) -> dict[str, Row]:
     if not file.exists():
         if to.is_dir() and any(to.iterdir()):
             raise ConfigError(f"--to {to} holds other files: choose a new folder")
-        to.mkdir(parents=True, exist_ok=True)
+        try:
+            to.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--to {to}: {error.strerror}; give a folder to write") from error
         _put(file, json.dumps(way).encode())
     elif json.loads(file.read_text(encoding="utf-8")) != way:
         raise ConfigError(

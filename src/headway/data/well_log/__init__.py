@@ -26,7 +26,7 @@ from typing import Any, get_args
 from headway.data.well_log import las, wells
 from headway.data.well_log.pages import SIZES, Options, Page, Side, page_at
 from headway.data.well_log.wells import Sources
-from headway.errors import DataError
+from headway.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -71,7 +71,10 @@ def write(
     identity = _identity(options)
     if found := _finished(folder, identity, force):
         return found
-    (folder / _PARTIAL).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / _PARTIAL).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}; give a folder to write") from error
     _replace(folder / _PARTIAL / "options.json", _json(identity))
     chunks = list(_chunks(options, identity, folder))
     for pages in _mapped([work for work in chunks if not _whole(work)], workers):
