@@ -69,7 +69,6 @@ def predict(
     step: STEP = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Longest answer in tokens; left out: 128, of a picture 1024."),
         typer.Option(help="Longest answer, in tokens; left out: 128, of a picture 1024."),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0, or left out: greedy.")] = None,
