@@ -325,7 +325,7 @@ def test_the_pictures_that_an_evaluation_wrote_are_found_for_the_trackers(tmp_pa
 
     made = io.BytesIO()
     Image.new("L", (12, 5)).save(made, "PNG")
-    shown = {"page": Picture(made.getvalue(), "x.png"), "reference": "a"}
+    shown = {"page": Picture(data=made.getvalue(), says="x.png"), "reference": "a"}
     worst = (RowLoss(row=3, loss=9.0, weight=1.0, shown=shown),)
     found = replace(evaluation(5, 1.0), worst=worst)
     write(tmp_path, found)

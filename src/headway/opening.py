@@ -75,8 +75,7 @@ def opened(
         attempt = world.agree(own_attempt(folder, bucket) if world.leads else 0)[0]
         store = store_of(folder, attempt, from_step)  # before the journal: a typo is no attempt
         events = read_events(folder / JOURNAL_FILE, USED)
-        gpus = world.ranks if world.device.type == "cuda" else 1
-        meter = started_meter(config.cost, events, store, billed_until, gpus)
+        meter = started_meter(config.cost, events, store, billed_until, world.gpus)
         limits = limits_of(config, meter, events, store, billed_until)
         journal = None
         if world.leads:

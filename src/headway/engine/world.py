@@ -36,6 +36,11 @@ class World:
         """Rank 0 writes; the others train."""
         return self.rank == 0
 
+    @property
+    def gpus(self) -> int:
+        """One a rank; 1 on a CPU, which is one machine however many ranks share it."""
+        return self.ranks if self.device.type == "cuda" else 1
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all ranks, in float64, exact for counts below 2**53."""
         if self.ranks == 1:
