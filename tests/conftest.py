@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from browser import Browser, find_chromium
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")  # no test times anything: a busy machine is no failure
@@ -27,3 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared data and converted models of this test alone."""
     monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real browser for the tests of a file; without one they skip by name."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no chromium on this machine: nothing was looked at in a browser")
+    found = Browser(program)
+    yield found
+    found.close()

@@ -358,7 +358,9 @@ def test_a_config_that_says_its_rows_or_has_no_gpu_is_not_planned(tmp_path):
     assert with_room(config, context, world, None) == (context, [])
     rows = replace(context, microbatch_size=2)
     assert with_room(config, rows, world, 1 << 34) == (rows, [])
+    drawn = torch.get_rng_state()
     planned, said = with_room(config, context, world, 1 << 34)
+    assert torch.equal(torch.get_rng_state(), drawn)  # mechanics change no initial weight
     assert planned.tokens_at_once and said[0][0] == "fit" and "16 GiB" in said[0][1]
     none, why = with_room(config, context, world, 1 << 20)
     assert none.tokens_at_once == 1 and why[0][0] == "warning" and "not even one" in why[0][1]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import fake_run
-from browser import Browser, find_chromium
+from browser import Browser
 from headway.comparing import write_comparison
 from headway.evals import brief, write
 from headway.journal import Journal
@@ -76,16 +76,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Journal(folder / "journal.jsonl", attempt=2) as journal:
         journal.append(brief(found))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no chromium on this machine: nothing was looked at in a browser")
-    found = Browser(program)
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from browser import Browser, find_chromium
+from browser import Browser
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
@@ -120,16 +119,6 @@ def test_a_lost_page_and_a_link_to_nothing_fail_the_build(
 
 
 # ------------------------------------------------------------------ in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no chromium on this machine: nothing was looked at in a browser")
-    found = Browser(program)
-    yield found
-    found.close()
 
 
 SEARCH = """(() => {

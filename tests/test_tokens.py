@@ -85,7 +85,7 @@ def test_an_interrupted_run_is_finished_by_the_same_call_with_the_same_result(
     read = sources(tmp_path)
     tokenize(read, TOKENIZER, tmp_path / "whole", shard_tokens=200)
     renamed = 0
-    rename = Path.rename
+    rename = Path.replace
 
     def stop(self, target):
         nonlocal renamed
@@ -96,7 +96,7 @@ def test_an_interrupted_run_is_finished_by_the_same_call_with_the_same_result(
         return rename(self, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", stop)
+        patched.setattr(Path, "replace", stop)
         with pytest.raises(Killed):
             tokenize(read, TOKENIZER, tmp_path / "cut", shard_tokens=200)
     with pytest.raises(DataError, match="interrupted"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from headway.data.formats import Record
 from headway.data.sources import Source, fingerprint, read_records
 from headway.data.tokenizers import identity
+from headway.data.whole_file import write_whole
 from headway.errors import DataError
 
 _VERSION = 1
@@ -112,7 +112,7 @@ def tokenize(
     if wanted.eos_id is None and sum(shard.documents for shard in shards) > 1:
         raise DataError("the tokenizer has no EOS token to stand between documents; give it one")
     index = Index(**{**asdict(wanted), "shards": shards})
-    _write(to / "index.json", json.dumps(asdict(index), indent=1).encode())
+    write_whole(to / "index.json", json.dumps(asdict(index), indent=1).encode())
     for leftover in [to / "plan.json", *to.glob("shard-*.json")]:
         leftover.unlink()
     return index
@@ -143,7 +143,7 @@ def _begin(to: Path, wanted: Index, tokenizer: Any) -> None:
         raise DataError(f"{to}: not empty, and not begun by this command; choose another folder")
     else:
         to.mkdir(parents=True, exist_ok=True)
-        _write(plan, json.dumps({"plan": wanted.plan}).encode())
+        write_whole(plan, json.dumps({"plan": wanted.plan}).encode())
     tokenizer.save_pretrained(to / "tokenizer")
     for unfinished in to.glob(".partial-*"):
         unfinished.unlink()
@@ -261,24 +261,14 @@ class _ShardWriter:
         stem = f"shard-{len(self.done):05d}"
         raw = np.concatenate(self.documents).tobytes()
         ends = np.cumsum([len(ids) for ids in self.documents], dtype=np.int64)
-        _write(self.to / f"{stem}.bin", raw)
-        _write(self.to / f"{stem}.idx", ends.tobytes())
+        write_whole(self.to / f"{stem}.bin", raw)
+        write_whole(self.to / f"{stem}.idx", ends.tobytes())
         shard = Shard(
             file=f"{stem}.bin",
             tokens=self.tokens,
             documents=len(ends),
             sha256=hashlib.sha256(raw).hexdigest(),
         )
-        _write(self.to / f"{stem}.json", json.dumps(asdict(shard)).encode())
+        write_whole(self.to / f"{stem}.json", json.dumps(asdict(shard)).encode())
         self.done.append(shard)
         self.documents, self.tokens = [], 0
-
-
-def _write(path: Path, raw: bytes) -> None:
-    """The whole file or nothing: written beside, flushed to the disk, renamed."""
-    partial_file = path.with_name(f".partial-{path.name}")
-    with partial_file.open("wb") as stream:
-        stream.write(raw)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial_file.rename(path)

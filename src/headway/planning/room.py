@@ -5,6 +5,8 @@ Where the plan was too hopeful, the ladder halves the microbatches; the mathemat
 
 from __future__ import annotations
 
+import torch
+
 from headway.building import build_context
 from headway.config import RunConfig
 from headway.engine.fake import weightless
@@ -27,7 +29,7 @@ def tokens_that_fit(config: RunConfig, world: World, gpu_bytes: int) -> int:
     assume, rows = Assumptions(), -(-config.train.batch_size // world.ranks)
     room = int((gpu_bytes - assume.context_bytes) / (1 + assume.fragmentation))
     recompute = build_context(config, world).activation_checkpointing
-    with weightless("cuda"):
+    with torch.random.fork_rng(devices=[]), weightless("cuda"):  # the run draws as without it
         context = context_of(config, data=False, activation_checkpointing=recompute)
 
         def step(count: int) -> Footprint:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.data.whole_file import write_whole
 from headway.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]
@@ -128,7 +128,7 @@ def write(
         shards=tuple(done[number] for number in range(len(starts))),
     )
     tree = {**asdict(manifest), "sha256": manifest.sha256}
-    _put(to / MANIFEST, json.dumps(tree, indent=1).encode())
+    write_whole(to / MANIFEST, json.dumps(tree, indent=1).encode())
     for leftover in [to / "plan.json", *to.glob("rows-*.json")]:
         leftover.unlink()
     return manifest, True
@@ -164,7 +164,7 @@ def _begin(to: Path, plan: Mapping[str, Any]) -> None:
         raise DataError(f"{to}: not empty, and not begun by this command; choose another folder")
     else:
         to.mkdir(parents=True, exist_ok=True)
-        _put(mark, json.dumps(plan).encode())
+        write_whole(mark, json.dumps(plan).encode())
     for unfinished in to.glob(".partial-*"):
         shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
 
@@ -206,16 +206,6 @@ def _commit(to: Path, number: int, arrays: Arrays) -> Shard:
     rows = len(next(iter(arrays.values())))
     name = f"rows-{number:05d}.npz"
     shard = Shard(file=name, rows=rows, sha256=hashlib.sha256(data).hexdigest())
-    _put(to / name, data)
-    _put(to / f"rows-{number:05d}.json", json.dumps(asdict(shard)).encode())
+    write_whole(to / name, data)
+    write_whole(to / f"rows-{number:05d}.json", json.dumps(asdict(shard)).encode())
     return shard
-
-
-def _put(path: Path, data: bytes) -> None:
-    """The whole file or none."""
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

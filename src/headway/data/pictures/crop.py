@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from headway.data.pictures.images import (
     pages,
     png_bytes,
 )
+from headway.data.whole_file import write_whole
 from headway.errors import ConfigError, DataError
 
 ROWS_FILE, WAY_FILE = "headers.jsonl", "cut.json"
@@ -75,7 +75,7 @@ def crop_headers(
                     stream.write(json.dumps(found) + "\n")
             stream.flush()
             done(1)
-    _put(to / ROWS_FILE, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(to / ROWS_FILE, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return Cropped(tuple(rows), new, tuple(unreadable))
 
 
@@ -114,7 +114,7 @@ def opened_folder(to: Path, reading: Reading) -> dict[str, Row]:
             to.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--to {to}: {error.strerror}; give a folder to write") from error
-        _put(file, json.dumps(way).encode())
+        write_whole(file, json.dumps(way).encode())
     elif json.loads(file.read_text(encoding="utf-8")) != way:
         raise ConfigError(
             f"--to {to}: the headers there were cut with {file.read_text(encoding='utf-8')}, and "
@@ -156,7 +156,7 @@ def headers_of(
             yield str(error)
             continue
         (to / image).parent.mkdir(parents=True, exist_ok=True)
-        _put(to / image, png_bytes(_plain(header)))
+        write_whole(to / image, png_bytes(_plain(header)))
         yield {
             "image": image,
             "filename": Path(name).name,
@@ -172,13 +172,3 @@ def _plain(image: Any) -> Any:
     """A grey picture as grey: a third of the bytes, the same pixels when it is read again."""
     red, green, blue = image.split()
     return red if red.tobytes() == green.tobytes() == blue.tobytes() else image
-
-
-def _put(file: Path, data: bytes) -> None:
-    """The whole file or none."""
-    partial = file.with_name(f".partial-{file.name}")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)

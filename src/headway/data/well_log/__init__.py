@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from typing import Any, get_args
 from headway.data.well_log import las, wells
 from headway.data.well_log.pages import SIZES, Options, Page, Side, page_at
 from headway.data.well_log.wells import Sources
+from headway.data.whole_file import write_whole
 from headway.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
@@ -75,7 +75,7 @@ def write(
         (folder / _PARTIAL).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {folder}: {error.strerror}; give a folder to write") from error
-    _replace(folder / _PARTIAL / "options.json", _json(identity))
+    write_whole(folder / _PARTIAL / "options.json", _json(identity))
     chunks = list(_chunks(options, identity, folder))
     for pages in _mapped([work for work in chunks if not _whole(work)], workers):
         done(pages)
@@ -86,10 +86,10 @@ def write(
     manifest = {**identity, **_measured(rows)}
     for side in _SIDES:
         lines = b"".join(_json(row["row"]) + b"\n" for row in rows[side])
-        _replace(folder / f"{side}.jsonl", lines)
+        write_whole(folder / f"{side}.jsonl", lines)
         digest = hashlib.sha256(lines).hexdigest()
         manifest["files"][f"{side}.jsonl"] = {"rows": len(rows[side]), "sha256": digest}
-    _replace(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     shutil.rmtree(folder / _PARTIAL)
     return manifest
 
@@ -147,7 +147,7 @@ def _clear(folder: Path) -> None:
     """Remove a generation; killed in between, what is left still says that it is one."""
     shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
     (folder / _PARTIAL).mkdir()
-    _replace(folder / _PARTIAL / "options.json", _json({"kind": _KIND}))
+    write_whole(folder / _PARTIAL / "options.json", _json({"kind": _KIND}))
     for name in (MANIFEST, "train.jsonl", "eval.jsonl"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
@@ -191,7 +191,7 @@ def _write_chunk(work: _Work) -> int:
         file.write_bytes(page.image)
         facts = {"bytes": len(page.image), "sha256": hashlib.sha256(page.image).hexdigest()}
         lines.append(_json({"row": row, "name": page.well.name, **facts}) + b"\n")
-    _replace(work.part, b"".join(lines))
+    write_whole(work.part, b"".join(lines))
     return work.stop - work.start
 
 
@@ -265,16 +265,6 @@ def _name(row: dict[str, Any]) -> str:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """The whole file or the one before."""
-    partial = file.with_name(f".partial-{file.name}")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
 
 
 __all__ = ["MANIFEST", "SIZES", "Options", "Page", "page_at", "sources_of", "write"]
