@@ -17,7 +17,9 @@ from headway.records import StopReason
 from headway.show import Quiet
 from headway.upload import Remote, acquire, remote_checkpoints
 from headway.upload.faults import Refused, Temporary
+from headway.upload.layout import Segment
 from headway.upload.lease import LeaseLost
+from headway.upload.run_files import short
 from toy import Cut, CutAt, assert_same_state, final_state, toy_config
 
 
@@ -248,12 +250,28 @@ def test_a_bucket_whose_copies_are_gone_does_not_start_over_by_itself(tmp_path):
     bucket = tmp_path / "bucket"
     said = Said()
     train(with_bucket(tmp_path / "one", bucket), show=said)
-    assert any("bucket/run is empty: the run starts at 0" in line for line in said.lines)
+    assert any("bucket/run holds no checkpoint: the run starts at 0" in line for line in said.lines)
     for manifest in bucket.rglob("manifest.json"):
         manifest.unlink()
     with pytest.raises(CheckpointError, match=r"bucket/run holds no checkpoint.*step 6.*--fresh"):
         train(with_bucket(tmp_path / "two", bucket))
     assert train(with_bucket(tmp_path / "two", bucket), fresh=True) is StopReason.FINISHED
+
+
+def test_a_machine_lost_before_its_first_copy_arrived_starts_over_and_says_so(tmp_path):
+    """The newest save overtakes the others: the journal has saves of which none arrived."""
+    bucket = tmp_path / "bucket"
+    train(with_bucket(tmp_path / "one", bucket, upload={"keep_last": 9}))
+    journal = (tmp_path / "one/run/journal.jsonl").read_bytes().splitlines(keepends=True)
+    nothing_sent = [line for line in journal if json.loads(line)["event"] != "upload"]
+    assert sum(json.loads(line)["event"] == "save" for line in nothing_sent) >= 2
+    shutil.rmtree(bucket)
+    data = b"".join(nothing_sent)
+    piece = Segment(file="journal.jsonl", attempt=1, start=0, end=len(data), digest=short(data))
+    Remote(str(bucket / "run")).put(piece.key, data)
+    said = Said()
+    train(with_bucket(tmp_path / "two", bucket), show=said)
+    assert any("holds no checkpoint: the run starts at 0" in line for line in said.lines)
 
 
 def test_a_fresh_run_killed_at_its_first_line_does_not_bring_the_old_one_back(

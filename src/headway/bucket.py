@@ -245,17 +245,16 @@ def settled(run: Path) -> bool:
 def refuse_lost(remote: Remote, objects: Sequence[RemoteFile]) -> None:
     """CheckpointError if a bucket without a copy has a journal that says that there was one.
 
-    The last save of a journal may never have arrived: it is sent just before its copy.
+    Only a line ``sent`` says so. Saves alone do not: the newest is sent first, so a machine that is
+    lost early leaves a journal with several saves of which none arrived.
     """
     with tempfile.TemporaryDirectory() as place:
         bring(objects, first_attempt(objects), remote, Line(), Path(place), lambda line: None)
-        events = read_events(Path(place, JOURNAL_FILE), {"save", "upload"})
-    saves = sorted({event["step"] for event in events if event["event"] == "save"})
-    sent = {e["step"] for e in events if e["event"] == "upload" and e.get("kind") == "sent"}
-    if lost := sorted({*saves[:-1], *sent}):
+        events = read_events(Path(place, JOURNAL_FILE), {"upload"})
+    if sent := [event["step"] for event in events if event.get("kind") == "sent"]:
         raise CheckpointError(
-            f"{remote.url} holds no checkpoint, but its journal says that step {lost[-1]} was "
-            "saved: the copies were deleted, or training went back behind all that are left "
+            f"{remote.url} holds no checkpoint, but its journal says that step {max(sent)} was "
+            "sent: the copies were deleted, or training went back behind all that are left "
             "(`headway upload list`). Not starting over by itself: put a copy back, or start "
             "again with --fresh"
         )

@@ -337,7 +337,7 @@ def bring_back(remote: Remote, folder: Path, objects: Sequence[RemoteFile], say:
             say(f"restored {found.name} from {remote.url}")
     elif newest_here(folder) is None:
         refuse_lost(remote, objects)
-        say(f"{remote.url} is empty: the run starts at 0")
+        say(f"{remote.url} holds no checkpoint: the run starts at 0")
 
 
 def waiting(progress: Progress, left_seconds: float) -> str:
