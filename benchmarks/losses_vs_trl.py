@@ -24,6 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sides import DATA, needed
+
 STEPS, ROWS_A_STEP, ROWS_OF_FILE = 20, 8, 400
 LONGEST_CHARACTERS = 300
 RANK, PEAK, WARMUP_STEPS = 16, 1e-3, 4
@@ -371,10 +373,9 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    here = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of a causal LM with chat template")
-    parser.add_argument("--data", type=Path, default=here / "../shared/data/gsm8k/train.jsonl")
+    parser.add_argument("--data", type=Path, default=DATA / "gsm8k/train.jsonl")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has TRL")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["constant", "cosine"])
     parser.add_argument("--case", choices=CASES, default="constant", help=argparse.SUPPRESS)
@@ -383,6 +384,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         return work(arguments)
+    needed(arguments.data)
     for name in arguments.cases:
         arguments.case = name
         with tempfile.TemporaryDirectory() as to:

@@ -20,10 +20,12 @@ import sys
 import time
 from pathlib import Path
 
+from sides import DATA, needed
+
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 4, 4, 128, 64, 12, 65
 WARM_STEPS = 10
 SIDES = ("nanogpt", "nanogpt-bf16", "headway", "headway-bf16")
-DATA = Path(__file__).resolve().parents[1] / "../shared/data/text/tinyshakespeare.txt"
+TEXT = DATA / "text/tinyshakespeare.txt"
 
 
 def nanogpt():
@@ -76,7 +78,7 @@ def run_plain(bf16: bool, steps: int) -> list[float]:
     model = nanogpt()
     options = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
     optimizer = torch.optim.AdamW(model.parameters(), **options)
-    text = DATA.read_text(encoding="utf-8")
+    text = TEXT.read_text(encoding="utf-8")
     places = {character: i for i, character in enumerate(sorted(set(text)))}
     tokens = torch.tensor([places[character] for character in text[: int(0.9 * len(text))]])
     seconds = []
@@ -123,7 +125,7 @@ def run_headway(bf16: bool, steps: int, threads: int) -> list[float]:
                 f"hardware.threads={threads}",
                 "evaluate=null",
                 "checkpoint.every_steps=null",
-                f"task.data.train={DATA}",
+                f"task.data.train={TEXT}",
             ],
         )
         clock = Clock()
@@ -153,6 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         return work(arguments.side, arguments.steps, arguments.threads)
+    needed(TEXT)
     runs: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     busy = []
     for _ in range(arguments.repeats):

@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 
 from sides import (
+    DATA,
     LEARNING_RATE,
     TRL_SAME,
     Step,
     headway_steps,
     in_turns,
+    needed,
     parser_of,
     table,
     work,
@@ -195,13 +197,13 @@ def steps_of(side: str, options: argparse.Namespace) -> list[Step]:
 
 
 def main() -> None:
-    here = Path(__file__).resolve().parents[1]
     parser = parser_of(__doc__, SIDES, steps=6)
     parser.add_argument("--model", required=True, help="folder of SmolLM2-135M-Instruct")
-    parser.add_argument("--data", type=Path, default=here / "../shared/data/gsm8k/train.jsonl")
+    parser.add_argument("--data", type=Path, default=DATA / "gsm8k/train.jsonl")
     options = parser.parse_args()
     if options.side:
         return work(options.side, lambda: steps_of(options.side, options), options.threads)
+    needed(options.data)
     print(table(*in_turns(__file__, options)))
 
 

@@ -15,8 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("HEADWAY_DATA") or ROOT.parent / "shared" / "data")
+"""Real rows that are no part of the project."""
 LEARNING_RATE = 2e-4
 TRL_SAME = {
     "learning_rate": LEARNING_RATE,
@@ -37,6 +41,13 @@ TRL_SAME = {
 
 Step = dict[str, float]
 """``seconds``, and what was in it: ``tokens``, ``supervised`` …"""
+
+
+def needed(file: Path) -> Path:
+    """The file, or the end of the benchmark in words."""
+    if not file.is_file():
+        raise SystemExit(f"no {file}: set HEADWAY_DATA to the folder of shared data")
+    return file
 
 
 def headway_steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_recipe import ToyRecipe
 
 from headway.api import train
-from headway.cost import Meter, Price
+from headway.cost import Meter, Price, process_age_seconds
 from headway.journal import read_events
 from headway.limits import Limits, used_seconds
 from headway.opening import opened
@@ -176,16 +178,76 @@ def test_a_real_run_stops_within_one_step_of_what_its_budget_allows(tmp_path: Pa
 
 
 def test_cost_and_time_add_up_over_ten_kills(tmp_path: Path) -> None:
+    """A dollar a second, of all the time that the process of each attempt has been there."""
     config = toy_config(tmp_path, train={"horizon": {"steps": 12}}, cost={"usd_per_hour": 3600.0})
-    for cut in range(1, 11):
-        with pytest.raises(Cut):
-            train(config, show=CutAt(cut))
-    train(config)
-    steps = read_events(tmp_path / "run/journal.jsonl", {"step"})
+    least = most = 0.0
+    for cut in range(1, 12):
+        least += process_age_seconds()
+        with pytest.raises(Cut) if cut < 11 else contextlib.nullcontext():
+            train(config, show=CutAt(cut) if cut < 11 else None)
+        most += process_age_seconds()
+    lines = read_events(tmp_path / "run/journal.jsonl", {"step", "stop"})
     for name in ("cost_usd", "run_seconds"):
-        figures = [line[name] for line in steps]
+        figures = [line[name] for line in lines if line["event"] == "step"]
         assert figures == sorted(figures) and len(set(figures)) == len(figures)
-    assert steps[-1]["cost_usd"] == pytest.approx(steps[-1]["run_seconds"], rel=1e-2)
+        assert least <= lines[-1][name] <= most
+
+
+def test_a_run_that_stopped_at_a_limit_builds_nothing_when_it_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds, real = [], ToyRecipe.build
+
+    def build(self: Any, *given: Any) -> Any:
+        builds.append(given)
+        return real(self, *given)
+
+    monkeypatch.setattr(ToyRecipe, "build", build)
+    config = toy_config(tmp_path, run={"max_hours": 1.0}, train={"horizon": {"steps": 50}})
+
+    class Late(Quiet):
+        def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+            if report.step == 3:  # what is left is less than opening, a step and a save took
+                run.limits.seconds_before = 3600.0 - 1e-3 - (run.limits.run_seconds - before)
+
+    with opened(config, show=Late()) as run:
+        before = run.limits.seconds_before
+        assert loop(run) is StopReason.DEADLINE
+    monkeypatch.setattr("headway.spending.process_age_seconds", lambda: 0.0)
+    for _ in range(2):
+        assert len(builds) == 1 and train(config) is StopReason.DEADLINE
+    last = read_events(tmp_path / "run/journal.jsonl", {"attempt", "opening", "stop"})[-1]
+    assert last["reason"] == "deadline" and "not even" in last["message"]
+    assert train(toy_config(tmp_path, train={"horizon": {"steps": 50}})) is StopReason.FINISHED
+    assert len(builds) == 2
+
+
+def test_a_recipes_own_measuring_ends_with_the_limit_and_is_made_whole_by_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a vision run that reads aloud: for minutes it makes no step."""
+    real, beats = ToyRecipe.measure, []
+
+    def reading(self: Any, task: Any, evaluation: Any, go_on: Any) -> Any:
+        for word in range(1000):
+            beats.append(word)
+            go_on()
+            if word == 5:
+                run.limits.max_seconds = 0.0
+        raise AssertionError("nobody stopped it")
+
+    config = toy_config(tmp_path, evaluate={"every_steps": 2})
+    with monkeypatch.context() as slow:
+        slow.setattr(ToyRecipe, "measure", reading)
+        with opened(config) as run:
+            signs = []
+            monkeypatch.setattr(run.monitor, "beat", lambda *given: signs.append(given))
+            assert loop(run) is StopReason.DEADLINE
+    assert beats[-1] == 6 and len(signs) > len(beats)
+    assert not read_events(tmp_path / "run/journal.jsonl", {"evaluation"})
+    assert ToyRecipe.measure is real and train(config) is StopReason.FINISHED
+    found = read_events(tmp_path / "run/journal.jsonl", {"evaluation"})
+    assert [event["step"] for event in found] == [0, 2, 4, 6]
 
 
 def test_a_deadline_stops_with_a_checkpoint_and_more_time_goes_on(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from headway.api import train
 from headway.errors import RemoteError, StorageFull
+from headway.opening import opened
 from headway.records import StopReason
+from headway.run import train as train_loop
 from headway.show import Quiet
 from headway.upload import Remote, remote_checkpoints, uploader
 from headway.upload.faults import Temporary
@@ -168,3 +170,15 @@ def test_an_uploader_that_died_is_said_while_training_goes_on(tmp_path, monkeypa
     said = Said()
     assert train(config(tmp_path), show=said) is StopReason.FINISHED
     assert said.of("ZeroDivisionError")[0].startswith("WARNING: upload of step")
+
+
+def test_the_end_does_not_wait_for_the_bucket_beyond_a_limit(tmp_path, monkeypatch):
+    """The last save is on this disk; waiting for a slow bucket would cost what is not there."""
+    said = Said()
+    gated(monkeypatch, said)
+    with opened(config(tmp_path), show=said) as run:
+        monkeypatch.setattr(run.limits, "passed", lambda ahead=0.0: None if ahead else "budget")
+        assert train_loop(run) is StopReason.FINISHED
+        said.gate.set()
+    [line] = said.of("NOT IN THE BUCKET: step")
+    assert f"step {STEPS}" in line or f", {STEPS}" in line

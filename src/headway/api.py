@@ -12,15 +12,15 @@ from typing import Any, Literal
 
 from headway.building import build_context
 from headway.checkpoint import Checkpoint, verify
-from headway.claim import same_identities
+from headway.claim import run_folder, same_identities
 from headway.config import RunConfig, find_recipe, load_config
 from headway.engine.evaluate import evaluate
 from headway.engine.state import load_model
-from headway.engine.task import Recipe, Task, Tested
+from headway.engine.task import Recipe, Task, Tested, no_stop
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError
 from headway.evals import ASKED, TEST, write
-from headway.limits import steady_seconds
+from headway.limits import Spent, steady_seconds
 from headway.lock import holder
 from headway.machine import prepare_torch
 from headway.opening import opened
@@ -81,11 +81,14 @@ def one_attempt(
     config: RunConfig, fresh: bool, from_step: int | None, show: Show, billed_until: float | None
 ) -> Ended:
     """Open the run, train, close it: nothing of the model stays in memory."""
-    with opened(
-        config, fresh=fresh, from_step=from_step, show=show, billed_until=billed_until
-    ) as run:
-        reason = train_and_tell(run)
-        return Ended(run.folder, reason, run.signals.received is not None, steady_seconds())
+    try:
+        with opened(
+            config, fresh=fresh, from_step=from_step, show=show, billed_until=billed_until
+        ) as run:
+            reason = train_and_tell(run)
+            return Ended(run.folder, reason, run.signals.received is not None, steady_seconds())
+    except Spent as spent:
+        return Ended(run_folder(config), spent.reason, False, steady_seconds())
 
 
 def train_and_tell(run: Run) -> StopReason:
@@ -137,7 +140,7 @@ class TrainedRun:
             worst_rows=worst_rows,
         )
         assert found is not None
-        return self.recipe.measure(task, replace(found, split=split))
+        return self.recipe.measure(task, replace(found, split=split), no_stop)
 
     def keep(self, evaluation: Evaluation) -> Path:
         """Write what ``evaluate`` found under ``evals/asked`` or ``evals/test``; says where.

@@ -122,6 +122,7 @@ def make_plan(config: RunConfig, task: Task) -> Plan:
         schedule=schedule,
         max_grad_norm=section.max_grad_norm,
         precision=config.hardware.precision,
+        shorten_to=section.shorten_rows_to,
     )
 
 

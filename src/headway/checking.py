@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from headway.bucket import url_of
-from headway.building import build_context, make_plan, optimizer_of, refuse_nothing_held_out
+from headway.building import (
+    build_context,
+    make_plan,
+    memory_of,
+    optimizer_of,
+    refuse_nothing_held_out,
+    with_room,
+)
 from headway.checkpoint import Checkpoint, CheckpointStore, verify
 from headway.checks import before_build, disk_check
 from headway.claim import (
@@ -27,13 +34,13 @@ from headway.claim import (
     same_run_there,
 )
 from headway.config import RunConfig, find_recipe, fingerprint, load_config
-from headway.engine.rehearsal import Rehearsal, TogetherTooLarge, rehearse
+from headway.engine.rehearsal import Rehearsal
 from headway.engine.state import TrainState
 from headway.engine.steps import Plan
-from headway.engine.task import BuildContext, Recipe, Task
+from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError, OutOfMemory, RunLocked
-from headway.foreseen import memory_findings, price_findings, run_seconds
+from headway.foreseen import price_findings, rehearsal_findings, run_seconds
 from headway.journal import read_events
 from headway.lock import holder
 from headway.machine import facts_of, prepare_torch
@@ -46,8 +53,6 @@ from headway.upload.lease import read as read_lease
 from headway.upload.probe import probe
 from headway.viewing import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
-ROW_BY_ROW = 32
-"""Halvings after which a microbatch has one row."""
 ON_CPU = World(torch.device("cpu"))
 
 
@@ -88,20 +93,19 @@ class Inspection:
         yield Check("run", lambda: run_findings(config, folder, self.fresh), needs=("folder",))
         # Where the device cannot be used, data and tokenizer can be looked at all the same.
         self.world = world_of(config)
-        context = build_context(config, self.world)
-        own = recipe.checks(config.task, context)
+        own = recipe.checks(config.task, build_context(config, self.world))
         yield from own
         if config.upload:
             yield Check("bucket", lambda: bucket_findings(config, folder, self.fresh))
         yield Check(
             "model",
-            lambda: self.build(config, recipe, context),
+            lambda: self.build(config, recipe),
             needs=("machine", *(check.name for check in own)),
         )
         store = CheckpointStore(folder, attempt="check")
         yield Check("resume", lambda: self.resume(store), needs=("run", "model"))
         yield self.disk(config, store)
-        yield Check("rehearsal", lambda: self.rehearse(context), needs=("model",))
+        yield Check("rehearsal", lambda: self.rehearse(config), needs=("model",))
         yield Check("price", lambda: self.price(config, folder), needs=("model", "rehearsal"))
 
     # ------------------------------------------------------------------ each in turn
@@ -111,9 +115,13 @@ class Inspection:
         self.config = config = self.load()
         yield note("config", f"recipe {config.recipe}, fingerprint {fingerprint(config)}")
 
-    def build(self, config: RunConfig, recipe: Recipe, context: BuildContext) -> Iterator[Finding]:
+    def build(self, config: RunConfig, recipe: Recipe) -> Iterator[Finding]:
         """Data and model, as training builds them. Raises what the recipe refuses."""
         prepare_torch(config)
+        plain, memory = build_context(config, self.world), memory_of(self.world)
+        context, fits = with_room(config, plain, self.world, memory)
+        for kind, line in fits:
+            yield Finding(level="note" if kind == "fit" else "warning", name="model", what=line)
         task = recipe.build(config.task, context)
         refuse_nothing_held_out(config, task)
         plan = make_plan(config, task)
@@ -145,27 +153,22 @@ class Inspection:
 
         return Check("disk", run, needs=("model",))
 
-    def rehearse(self, context: BuildContext) -> Iterator[Finding]:
+    def rehearse(self, config: RunConfig) -> Iterator[Finding]:
         """Real steps, undone; a batch that does not fit is a blocker."""
         built = self.whole()
-        rows = context.microbatch_size and min(context.microbatch_size, context.batch_size)
-        parts = built.task, built.state, built.plan, self.world
         try:
-            try:
-                found = rehearse(*parts, rows)
-            except TogetherTooLarge as error:
-                yield too_large(error)
-                found = rehearse(*parts, 1, halvings=ROW_BY_ROW)
+            for found in rehearsal_findings(config, built.state, built.plan, self.world):
+                if isinstance(found, Finding):
+                    yield found
+                else:
+                    self.rehearsed = found
         except OutOfMemory as error:
-            yield too_large(error)
-            return
-        self.rehearsed = found
-        yield note(
-            "rehearsal",
-            f"{found.step_seconds:.2f} s a step ({found.step_tokens:,} tokens), "
-            f"{found.first_seconds:.2f} s for the first; everything undone",
-        )
-        yield from memory_findings(found, self.world)
+            yield Finding(
+                level="blocker",
+                name="rehearsal",
+                what=str(error),
+                why="training would end when it comes to this row",
+            )
 
     def price(self, config: RunConfig, folder: Path) -> Iterator[Finding]:
         """Time and dollars of what is left of the run."""
@@ -292,25 +295,6 @@ def newest_whole(
             return checkpoint, damaged
         damaged.append((checkpoint, problems))
     return None, damaged
-
-
-def too_large(error: OutOfMemory) -> Finding:
-    """What the lack of memory will mean: training cuts a batch, but never a row."""
-    if isinstance(error, TogetherTooLarge):
-        return Finding(
-            level="warning",
-            name="rehearsal",
-            what=str(error),
-            why="training will find out, and do each such step again in smaller pieces: slower, "
-            "with the same result",
-            fix=f"Set hardware.microbatch_size below {error.rows}",
-        )
-    return Finding(
-        level="blocker",
-        name="rehearsal",
-        what=str(error),
-        why="training would end when it comes to this row",
-    )
 
 
 def note(name: str, what: str) -> Finding:

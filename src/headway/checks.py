@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+import netrc
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from headway.checkpoint import CheckpointStore
-from headway.config import RunConfig
+from headway.config import RunConfig, Track
 from headway.devices import device_findings
 from headway.engine.state import TrainState, checkpoint_bytes
 from headway.engine.steps import Plan
 from headway.errors import ConfigError, StorageFull
 from headway.preflight import ask, prove_folder
 from headway.records import Check, Finding
+from headway.tracking import PACKAGES
 
 
 def sentence(finding: Finding) -> str:
@@ -52,15 +57,54 @@ def before_build(
         section = config.hardware
         return device_findings(section.device, section.precision, idle_gpu=idle_gpu)
 
+    section = config.track
     return [
         Check("folder", lambda: prove_folder(folder), quick=True),
         Check("machine", machine, quick=True),
+        *([Check("trackers", lambda: tracker_findings(section), quick=True)] if section else []),
     ]
 
 
 def disk_check(config: RunConfig, state: TrainState, plan: Plan, store: CheckpointStore) -> Check:
     """Room for the checkpoints that retention keeps."""
     return Check("disk", lambda: disk_findings(config, state, plan, store), quick=True)
+
+
+# ------------------------------------------------------------------ trackers
+
+
+def tracker_findings(section: Track) -> Iterator[Finding]:
+    """Whether each tracker's package is here, and a key where it needs one. Nobody is asked."""
+    for name, options in section.options().items():
+        what = fix = ""
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            what = f"the package {PACKAGES[name]} is not installed"
+            fix = "pip install 'headway[track]'"
+        elif name == "wandb" and is_online(options) and not wandb_key():
+            what = "W&B has no key: WANDB_API_KEY is not set, and netrc has none for its host"
+            fix = "Run `wandb login`, set WANDB_API_KEY, or write track.wandb.mode: offline"
+        if what:
+            why = "training is not held up, but nothing is shown there until `headway track RUN`"
+            yield Finding(level="warning", name="trackers", what=what, why=why, fix=fix)
+        else:
+            yield Finding(level="note", name="trackers", what=f"{name}: can be fed")
+
+
+def is_online(options: Mapping[str, Any]) -> bool:
+    """Whether W&B's client will ask its server."""
+    return (options["mode"] or os.environ.get("WANDB_MODE") or "online") == "online"
+
+
+def wandb_key() -> bool:
+    """Whether the client will find a key, or a token that stands for one; it is not read here."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return netrc.netrc(file).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 # ------------------------------------------------------------------ disk

@@ -1,4 +1,7 @@
-"""What a whole run will take of memory, time and money, foreseen from its rehearsal."""
+"""What a whole run will take of memory, time and money, foreseen from its rehearsal.
+
+``headway check`` says it, and training before step 1 of a new run (``run.rehearse``).
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,84 @@ from collections.abc import Iterator
 
 import torch
 
+from headway.checks import sentence
 from headway.config import RunConfig
 from headway.cost import Meter
-from headway.engine.rehearsal import Rehearsal
+from headway.engine.rehearsal import Rehearsal, TogetherTooLarge, rehearse
+from headway.engine.state import TrainState
 from headway.engine.steps import Plan
 from headway.engine.task import Task
 from headway.engine.world import World
+from headway.errors import NonFiniteStep
 from headway.preflight.host import usable_memory_bytes
 from headway.records import Finding
 
 TIGHT_SHARE = 0.9
 """Of a device's memory: beyond, what else needs some may end the run."""
+ROW_BY_ROW = 32
+"""Halvings after which a microbatch has one row."""
 FORWARD_SHARE = 1 / 3
 """Of a training step: what an evaluation of as many tokens takes. Backward is twice forward."""
+
+
+def rehearsal_findings(
+    config: RunConfig, state: TrainState, plan: Plan, world: World
+) -> Iterator[Finding | Rehearsal]:
+    """What the rehearsal found, last the rehearsal itself. Raises OutOfMemory: one row alone.
+
+    Rows that do not fit together are a warning: training cuts them, and so does this.
+    """
+    asked = config.hardware.microbatch_size
+    rows = None if asked == "auto" else min(asked, config.train.batch_size)
+    try:
+        found = rehearse(state.task, state, plan, world, rows)
+    except TogetherTooLarge as error:
+        yield Finding(
+            level="warning",
+            name="rehearsal",
+            what=str(error),
+            why="training will find out, and do each such step again in smaller pieces: slower, "
+            "with the same result",
+            fix=f"Set hardware.microbatch_size below {error.rows}",
+        )
+        found = rehearse(state.task, state, plan, world, 1, halvings=ROW_BY_ROW)
+    yield Finding(
+        level="note",
+        name="rehearsal",
+        what=f"{found.step_seconds:.2f} s a step ({found.step_tokens:,} tokens), "
+        f"{found.first_seconds:.2f} s for the first; everything undone",
+    )
+    yield from memory_findings(found, world)
+    yield found
+
+
+def foretold(
+    config: RunConfig, state: TrainState, plan: Plan, world: World, meter: Meter | None
+) -> list[tuple[str, str]]:
+    """What a new run will take, rehearsed before its step 1; nothing where it was not asked to be.
+
+    A budget that is too small is a warning here: the run will stop at it, as it was told. Several
+    ranks do not rehearse: one that ran out of memory would leave the others waiting.
+    """
+    asked = config.run.rehearse
+    wanted = world.device.type == "cuda" if asked == "auto" else asked
+    if state.step or world.ranks > 1 or not wanted:
+        return []
+    told: list[Finding] = []
+    try:
+        for found in rehearsal_findings(config, state, plan, world):
+            if isinstance(found, Finding):
+                told.append(found)
+                continue
+            seconds = sum(run_seconds(found, config, state.task, plan, state.step))
+            budget = config.cost.budget_usd if config.cost else None
+            told += price_findings(seconds, plan.num_steps, meter, budget)
+    except NonFiniteStep as error:  # training refuses such a step, and goes on
+        told.append(Finding(level="warning", name="rehearsal", what=str(error)))
+    return [
+        ("fit" if each.level == "note" else "warning", f"{each.name}: {sentence(each)}")
+        for each in told
+    ]
 
 
 def memory_findings(found: Rehearsal, world: World) -> Iterator[Finding]:

@@ -17,12 +17,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from headway.errors import HeadwayError
+from headway.records import StopReason
+
 Limit = Literal["budget", "deadline"]
+LIMITS = (None, StopReason.BUDGET, StopReason.DEADLINE)
+"""What ranks tell each other by number."""
 WARN_AT = 0.9
 RECENT_STEPS = 100
 """Steps whose longest stands for the next one."""
 UNMEASURED_BYTES_PER_SECOND = 50e6
 """How fast the first save is taken to be, before one was measured: a slow network disk."""
+
+
+class Spent(HeadwayError):
+    """Money or time does not reach for one more step; nothing was loaded to find that out."""
+
+    exit_code = 76
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(f"{reason.value}: not even opening the run and one step can be paid")
+        self.reason = reason
 
 
 def steady_seconds() -> float:

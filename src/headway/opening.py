@@ -27,8 +27,9 @@ from headway.engine.steps import Plan
 from headway.engine.task import Task
 from headway.engine.world import World, joined
 from headway.errors import CheckpointError, ConfigError, HeadwayError
+from headway.foreseen import foretold
 from headway.journal import Journal, next_attempt, read_events
-from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits
+from headway.limits import UNMEASURED_BYTES_PER_SECOND, Limits, Spent
 from headway.machine import facts_of, prepare_torch
 from headway.preflight.host import usable_memory_bytes
 from headway.records import StopReason
@@ -36,7 +37,7 @@ from headway.run import Run
 from headway.saving import Saving
 from headway.show import Quiet, Show
 from headway.signals import Signals
-from headway.spending import USED, limits_of, rung_of, started_meter
+from headway.spending import USED, limits_of, refuse_spent, rung_of, started_meter
 from headway.summary import summary
 from headway.tracking import tracking
 from headway.upload.faults import scrubbed
@@ -61,7 +62,8 @@ def opened(
 
     ``fresh`` moves an existing run aside and starts over; ``from_step`` continues from that
     checkpoint and moves later ones aside. Raises RunLocked, ConfigError (another fingerprint),
-    CheckpointError (no good checkpoint), DataError, StorageFull. ``billed_until``: when an attempt
+    CheckpointError (no good checkpoint), DataError, StorageFull, Spent (before anything is loaded:
+    no further step can be paid). ``billed_until``: when an attempt
     in this same process ended (``limits.steady_seconds()``); what was before is not billed again.
     """
     show = show or Quiet()
@@ -77,12 +79,10 @@ def opened(
         events = read_events(folder / JOURNAL_FILE, USED)
         meter = started_meter(config.cost, events, store, billed_until, world.gpus)
         limits = limits_of(config, meter, events, store, billed_until)
-        journal = None
-        if world.leads:
-            journal = stack.enter_context(Journal(folder / JOURNAL_FILE, attempt))
-            write_opening(journal)
+        journal = stack.enter_context(own_journal(folder, attempt)) if world.leads else None
         stack.enter_context(tracking(config.track, folder, journal, show.say))
         stack.enter_context(last_words(journal, meter, limits))
+        refuse_spent(limits, events, world)
         saver = stack.enter_context(Saver(store))
         if world.leads:
             from_step = swept(store, events, from_step)
@@ -95,6 +95,7 @@ def opened(
         state.left_out = sorted({*state.left_out, *rollback.left_out(events)})
         notes += warm_started(state, config.run.warm_start, facts)
         notes += passed([disk_check(config, state, plan, store)] if world.leads else [])
+        notes += foretold(config, state, plan, world, meter)
         limits.expected_save_seconds = checkpoint_bytes(state) / UNMEASURED_BYTES_PER_SECOND
         judge = own_monitor(config, folder, journal, task, plan, facts, show, bucket)
         monitor = stack.enter_context(judge)
@@ -158,10 +159,13 @@ def own_attempt(folder: Path, bucket: Uploading | None) -> int:
     return bucket.attempt() if bucket else next_attempt(folder / JOURNAL_FILE)
 
 
-def write_opening(journal: Journal) -> None:
-    """The first line of an attempt: who opens the run, and what half line a kill had left."""
+def own_journal(folder: Path, attempt: int) -> Journal:
+    """The run's journal with the first line of this attempt: who opens the run, and what half line
+    a kill had left."""
+    journal = Journal(folder / JOURNAL_FILE, attempt)
     who = {"pid": os.getpid(), "host": socket.gethostname()}
     journal.append("opening", **who, cut_bytes=journal.cut_bytes)
+    return journal
 
 
 @contextlib.contextmanager
@@ -171,6 +175,7 @@ def last_words(journal: Journal | None, meter: Meter | None, limits: Limits) -> 
         yield
     except BaseException as error:
         if journal:
+            reason = error.reason if isinstance(error, Spent) else StopReason.ERROR
             own = isinstance(error, HeadwayError)
             message = scrubbed(str(error) if own else f"{type(error).__name__}: {error}")
             used = {
@@ -178,7 +183,7 @@ def last_words(journal: Journal | None, meter: Meter | None, limits: Limits) -> 
                 "run_seconds": limits.run_seconds,
             }
             with contextlib.suppress(OSError, HeadwayError):
-                journal.append("stop", reason=StopReason.ERROR.value, message=message, **used)
+                journal.append("stop", reason=reason.value, message=message, **used)
                 journal.flush()
         raise
 

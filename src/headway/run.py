@@ -7,6 +7,7 @@ state) is in ``opening.py``. Nothing else decides what happens, or in which orde
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from headway.engine.evaluate import evaluate
 from headway.engine.ladder import Rung
 from headway.engine.state import TrainState
 from headway.engine.steps import Plan, train_steps
-from headway.engine.task import Recipe, Task
+from headway.engine.task import Interrupted, Recipe, Task
 from headway.engine.world import World
 from headway.evals import brief, refuse_no_number, stale, write
 from headway.journal import Journal, timeline
-from headway.limits import Limits
+from headway.limits import LIMITS, Limits
 from headway.records import Evaluation, StepReport, StopReason
 from headway.rollback import rolls_back
 from headway.saving import Saving
@@ -198,33 +199,50 @@ class Run:
                 interrupted=self.interrupted,
                 rung=self.rung,
             )
-            if found is None:
+            if found is None or not self.measured(found):
                 return self.limit() or StopReason.SIGNAL
-            self.measured(found)
         if section.early_stop is None or stop:
             return None
         patience, min_delta = section.early_stop.patience, section.early_stop.min_delta
         losses = [loss for _, loss in sorted(self.state.evaluations)]
         return StopReason.EARLY_STOP if stale(losses, patience, min_delta) else None
 
-    def measured(self, found: Evaluation) -> None:
-        """Count a whole evaluation, write it to disk and journal, and show it."""
-        self.limits.took(evaluation=found.seconds)
+    def measured(self, found: Evaluation) -> bool:
+        """Count a whole evaluation, write it to disk and journal, and show it.
+
+        False where the run must stop while the recipe adds to it: it counts as not made.
+        """
         refuse_no_number(found)
-        untrained = dict(self.state.evaluations).get(0)  # None when this is the one at step 0
+        interrupted = self.journal is not None and not self.told(found, self.journal)
+        if self.world.agree(int(interrupted))[0]:
+            return False
         self.state.evaluations.append((found.step, found.metrics["loss"]))
         self.saves.scores[found.step] = found.metrics["loss"]
-        if self.journal:
-            if untrained is not None:
-                found = replace(found, baselines={"loss/untrained": untrained})
-            found = self.recipe.measure(self.task, found)
-            with writable(self.folder):
-                write(self.folder, found)
-            self.journal.append(brief(found))
-            self.journal.flush()
-            self.show.evaluated(found)
-            self.monitor.evaluated(found)
-        self.world.barrier()
+        return True
+
+    def told(self, found: Evaluation, journal: Journal) -> bool:
+        """What the recipe makes of an evaluation, to disk and journal; False: interrupted."""
+        began = time.monotonic()
+        untrained = dict(self.state.evaluations).get(0)  # None when this is the one at step 0
+        if untrained is not None:
+            found = replace(found, baselines={"loss/untrained": untrained})
+        try:
+            found = self.recipe.measure(self.task, found, self.go_on)
+        except Interrupted:
+            return False
+        self.limits.took(evaluation=found.seconds + time.monotonic() - began)
+        with writable(self.folder):
+            write(self.folder, found)
+        journal.append(brief(found))
+        journal.flush()
+        self.show.evaluated(found)
+        self.monitor.evaluated(found)
+        return True
+
+    def go_on(self) -> None:
+        """Raise Interrupted where what is being measured should be left."""
+        if self.interrupted():
+            raise Interrupted
 
     def interrupted(self) -> bool:
         """Whether an evaluation should end early; asked after each of its microbatches."""
@@ -255,17 +273,14 @@ class Run:
             self.saves.settle(last=True)
             if self.bucket and stop is not StopReason.ROLL_BACK:
                 # What an earlier save left gets there, whatever became of the last.
-                again = self.monitor.beating(self.signals.again())
-                self.bucket.finish(again, self.journal, self.show.say)
+                again = self.signals.again()
+                until = self.monitor.beating(lambda: again() or self.limits.passed() is not None)
+                self.bucket.finish(until, self.journal, self.show.say)
             if self.saves.unsaved:
                 raise self.saves.unsaved
             self.journal.append("stop", reason=stop.value, step=self.state.step, **self.used())
             self.journal.flush()
         return stop
-
-
-LIMITS = (None, StopReason.BUDGET, StopReason.DEADLINE)
-"""What ranks tell each other by number."""
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

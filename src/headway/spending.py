@@ -20,12 +20,14 @@ from headway.cost import (
     spent,
 )
 from headway.engine.ladder import Rung
-from headway.engine.task import Task
+from headway.engine.task import Shortening, Task
+from headway.engine.world import World
 from headway.errors import ConfigError
-from headway.limits import Limits, steady_seconds, used_seconds
+from headway.limits import LIMITS, RECENT_STEPS, Limits, Spent, steady_seconds, used_seconds
+from headway.records import StopReason
 
 HOURS_A_MONTH = 730
-USED = {"opening", "step", "stop", "attempt", "evaluation", "out_of_memory", "rollback"}
+USED = {"opening", "step", "stop", "attempt", "evaluation", "save", "out_of_memory", "rollback"}
 """Journal events that say what earlier attempts used, and how they went on."""
 
 
@@ -117,6 +119,33 @@ def limits_of(
     return limits
 
 
+def refuse_spent(limits: Limits, events: Sequence[Mapping[str, Any]], world: World) -> None:
+    """Raise Spent where not even opening the run and one step can be paid.
+
+    By what opening, a step and a save took before: so that a run that has stopped at its budget
+    does not load its model, at a price, each time it is started again.
+    """
+    steps = [e["seconds"] for e in events if e["event"] == "step"][-RECENT_STEPS:]
+    saves = [e["write_seconds"] or 0.0 for e in events if e["event"] == "save"][-RECENT_STEPS:]
+    ahead = opening_seconds(events) + 2 * max(steps, default=0.0) + 2 * max(saves, default=0.0)
+    passed = limits.passed(ahead)
+    stop = LIMITS[world.agree(LIMITS.index(StopReason(passed) if passed else None))[0]]
+    if stop:
+        raise Spent(stop)
+
+
+def opening_seconds(events: Iterable[Mapping[str, Any]]) -> float:
+    """How long the newest attempt that came to train was opening; 0 where none did."""
+    began, took = "", 0.0
+    for event in events:
+        if event["event"] == "opening":
+            began = event["at"]
+        elif event["event"] == "attempt" and began:
+            since = datetime.fromisoformat(event["at"]) - datetime.fromisoformat(began)
+            took = max(0.0, since.total_seconds())
+    return took
+
+
 def facts_of(store: CheckpointStore) -> list[Mapping[str, Any]]:
     """What each committed checkpoint's manifest says of the run at its step."""
     return [checkpoint.manifest.facts for checkpoint in store.checkpoints()]
@@ -127,14 +156,20 @@ def rung_of(
 ) -> Rung:
     """How steps had to be cut on this very hardware, if the config asks for the same as then.
 
-    ``task`` is told to recompute activations if they had to be.
+    ``task`` is told to recompute activations if they had to be, and from which steps on rows are
+    cut: that is part of what was learned, so it stays whatever else changes.
     """
     asked = asked_of(config)
     found = Rung()
     for event in events:
         same = event.get("asked") == asked and event.get("hardware") == hardware
-        if event["event"] == "out_of_memory" and same:
+        if event["event"] != "out_of_memory":
+            continue
+        if same:
             found = Rung(halvings=event["halvings"], recomputes=event["recomputes"])
+        if event.get("cut_tokens") and isinstance(task, Shortening):
+            task.cut_rows(event["cut_tokens"], event["cut_since"])
+            found.cut_tokens, found.cut_since = event["cut_tokens"], event["cut_since"]
     if found.recomputes:
         task.recompute_activations()
     return found

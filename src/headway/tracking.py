@@ -121,11 +121,7 @@ def tracking(
     processes = []
     for name, chosen in section.options().items():
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            warn(
-                f"track: the package {PACKAGES[name]} is not installed "
-                f"(pip install 'headway[track]'), so nothing goes there now; {later(folder)}"
-            )
-            continue
+            continue  # preflight says so
         try:
             processes.append(Feeder(name, folder, chosen, warn))
         except OSError as error:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from headway.data.order import rows_at
-from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
+from headway.engine.task import BuildContext, GoOn, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import ConfigError, DataError
 from headway.records import Check, Evaluation
 
@@ -131,7 +131,7 @@ class ToyRecipe:
     def checks(self, config: ToyConfig, context: BuildContext) -> list[Check]:
         return []
 
-    def measure(self, task: ToyTask, evaluation: Evaluation) -> Evaluation:
+    def measure(self, task: ToyTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         return replace(evaluation, baselines={**evaluation.baselines, "loss/zero": 0.5})
 
     def check_request(self, request: Mapping[str, Any]) -> None:

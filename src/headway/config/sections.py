@@ -80,6 +80,9 @@ class Run(BaseModel):
     warm_start: Annotated[str, Field(pattern=r"^.+@(best|newest|\d+)$")] | None = None
     """Begin from another run's weights: `RUN@STEP`, `RUN@best` or `RUN@newest`, where RUN is a
     directory or a name under `runs/`. Step, optimizer and data order begin anew."""
+    rehearse: bool | Literal["auto"] = "auto"
+    """Before step 1 of a new run: two real steps, one on the longest rows, and all of it undone, to
+    say the peak of memory, the time and the price. `auto`: on a GPU, where they take seconds."""
 
 
 class Horizon(BaseModel):
@@ -141,6 +144,10 @@ class Train(BaseModel):
     """Decoupled weight decay, on matrices only (not on biases and norm gains)."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients longer than this (Euclidean norm) are scaled down to it; 0 turns clipping off."""
+    shorten_rows_to: Count | None = None
+    """Tokens. Where a single row does not fit in memory, its activations recomputed, training rows
+    are cut to half, and again, but to no fewer than this; of an answer the end stays. It changes
+    what is learned, and is written down; left out: the run ends and names the row. Text only."""
 
 
 class Hardware(BaseModel):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine.ahead import ahead
-from headway.engine.ladder import Rung, give_back_memory, step_down
+from headway.engine.ladder import Rung, give_back_memory, step_down, whole_or_said
 from headway.engine.optim import clip, set_learning_rate
 from headway.engine.precision import autocast, seed_step
 from headway.engine.refusal import left_out, refusal
@@ -33,6 +33,8 @@ class Plan:
     schedule: Schedule
     max_grad_norm: float
     precision: str
+    shorten_to: int | None = None
+    """Tokens that a row which does not fit may be cut to; None: it may not."""
 
 
 def train_steps(
@@ -61,14 +63,14 @@ def train_steps(
             seed_step(plan.seed, state.step, world.rank)  # dropout: a function of (seed, step)
             try:
                 totals = gradients(row_sums, microbatches, weight, plan.precision, world)
+                norm = clip(parameters, plan.max_grad_norm)
             except RuntimeError as error:
-                step_down(rung, error, task, microbatches, world)
+                may = {"step": state.step, "shorten_to": plan.shorten_to}
+                step_down(rung, error, task, microbatches, world, **may)
                 totals = None
             if totals is None:  # the same rows again; outside of the except, which holds tensors
                 give_back_memory(task, world.device)
                 continue
-
-            norm = clip(parameters, plan.max_grad_norm)
             means, grad_norm = read(totals, norm, weight, world)  # the step's one host sync
             refused = refusal(means["loss"], grad_norm, microbatches, totals, world)
             state.step += 1
@@ -76,7 +78,8 @@ def train_steps(
                 state.refused.append(state.step)
             else:
                 set_learning_rate(state.optimizer, rate)
-                state.optimizer.step()
+                with whole_or_said(state.step):
+                    state.optimizer.step()
                 state.rows += int(rows)
                 state.tokens += int(tokens)
             state.optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ microbatches and ranks all add up to the same number, however the batch was spli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,16 @@ from headway.records import Check, Evaluation
 Inputs = Mapping[str, Any]
 RowSums = dict[str, Tensor]
 """Name -> [rows] sums over each row's loss units. ``loss`` is the one that is differentiated."""
+GoOn = Callable[[], None]
+"""A sign of life; raises Interrupted where the run stops."""
+
+
+class Interrupted(Exception):
+    """The run stops, so what is being measured is left; the next attempt measures it whole."""
+
+
+def no_stop() -> None:
+    """The GoOn of a measurement that nothing stops."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +129,18 @@ class Tested(Protocol):
         ...
 
 
+@runtime_checkable
+class Shortening(Protocol):
+    """A task whose rows can be cut, where memory leaves no other way and the config allows it."""
+
+    def cut_rows(self, tokens: int, since_step: int) -> None:
+        """Batches from ``since_step`` on (counted from 0) have rows of at most so many tokens.
+
+        Held-out rows are measured whole.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildContext:
     """What a recipe may know of the run and the machine when it builds its task."""
@@ -205,8 +227,12 @@ class Recipe(Protocol):
         """What preflight asks about this kind of run, before and without loading the model."""
         ...
 
-    def measure(self, task: Any, evaluation: Evaluation) -> Evaluation:
-        """Add metrics, baselines and what is shown of the worst rows to the engine's evaluation."""
+    def measure(self, task: Any, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
+        """Add metrics, baselines and what is shown of the worst rows to the engine's evaluation.
+
+        What takes longer than a second calls ``go_on`` as it proceeds and lets through what it
+        raises: the run's limits, signals and watchdog do not wait for a long answer.
+        """
         ...
 
     def check_request(self, request: Mapping[str, Any]) -> None:

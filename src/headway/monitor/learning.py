@@ -212,9 +212,11 @@ def evaluation_gap(history: History, given: Thresholds) -> Alert | None:
         level="warning",
         what=f"the held-out loss has risen to {newest:.4g} from {best:.4g} at step {best_step}, "
         f"while the training loss fell from {old[-1]:.4g} to {new[-1]:.4g}",
-        why="the model learns its rows by heart: more steps make it worse on others",
+        why="the model learns its rows by heart, or at this learning rate its answers grow surer "
+        "than they are right: more steps make it worse on other rows",
         advice=f"use the checkpoint of step {best_step} (it is kept: --step best); stop such runs "
-        "with evaluate.early_stop, or take fewer epochs, more rows, or a smaller rank",
+        "with evaluate.early_stop, or take fewer epochs, more rows, or a smaller rank; if the loss "
+        "of single steps jumps about, lower train.learning_rate or set train.max_grad_norm",
     )
 
 

@@ -75,8 +75,9 @@ def gpu_idle(history: History, given: Thresholds) -> Alert | None:
         level="warning",
         what=f"the GPU computes {statistics.median(known):.0%} of the time",
         why="you pay for all of it; above 90 % is good",
-        advice="raise hardware.microbatch_size, set hardware.activation_checkpointing to false if "
-        "memory allows, and see with top that the processor is not what everything waits for",
+        advice="look with top first: where one processor core is at 100 %, the data is what is "
+        "waited for (more cores, smaller pictures, shorter rows). Where none is, the GPU gets too "
+        "little at once: raise hardware.microbatch_size. Evaluations that read aloud count too",
     )
 
 

@@ -10,10 +10,9 @@ import statistics
 from dataclasses import dataclass, replace
 from datetime import date
 
-from headway.building import build_context, make_plan
+from headway.building import build_context, make_plan, memory_of, optimizer_of, with_room
 from headway.config import RunConfig, find_recipe
 from headway.cost import Gpu, Rate, find_gpu, load_prices
-from headway.engine.optim import make_optimizer, trainable
 from headway.engine.state import TrainState
 from headway.engine.steps import train_steps
 from headway.engine.world import World, choose_device
@@ -65,21 +64,15 @@ def measured(config: RunConfig) -> Speed:
     """Tokens a second over a few real steps, the first ones left out."""
     world = World(choose_device(config.hardware.device))
     prepare_torch(config)
-    task = find_recipe(config.recipe).build(config.task, build_context(config, world))
+    context, _ = with_room(config, build_context(config, world), world, memory_of(world))
+    task = find_recipe(config.recipe).build(config.task, context)
     plan = make_plan(config, task)
     steps = WARM_STEPS + TIMED_STEPS
     if plan.num_steps < steps:
         raise ConfigError(
             f"--calibrate times {steps} steps and this run has {plan.num_steps}: lengthen it"
         )
-    section = config.train
-    optimizer = make_optimizer(
-        section.optimizer,
-        trainable(task.model),
-        betas=section.betas,
-        eps=section.eps,
-        weight_decay=section.weight_decay,
-    )
+    optimizer = optimizer_of(config, task)
     reports = train_steps(task, TrainState(task, optimizer), plan, world)
     seen = [report for _, report in zip(range(steps), reports, strict=False)]
     reports.close()  # type: ignore[attr-defined]

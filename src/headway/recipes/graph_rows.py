@@ -89,7 +89,11 @@ def pairs_of(ends: NDArray[np.int64], edges: NDArray[np.float64]) -> NDArray[np.
 
 
 def groups(rows: Sequence[int], context: BuildContext, halvings: int = 0) -> Iterator[list[int]]:
-    """``rows`` in parts of ``microbatch_size`` or TOGETHER, cut in two ``halvings`` times."""
-    size = context.microbatch_size or TOGETHER
+    """``rows`` in parts of ``microbatch_size``, or as many as the plan says fit, or TOGETHER.
+
+    Cut in two ``halvings`` times. Every graph takes the room of one with MOST_FACES.
+    """
+    planned = context.tokens_at_once and max(1, context.tokens_at_once // MOST_FACES)
+    size = context.microbatch_size or planned or TOGETHER
     for start in range(0, len(rows), size):
         yield from pieces(list(rows[start : start + size]), halvings)

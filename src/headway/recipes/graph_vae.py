@@ -25,7 +25,7 @@ from headway.data.cad.families import FAMILIES
 from headway.data.cad.rows import read_parts
 from headway.data.cad.sampling import parts
 from headway.data.order import rows_at
-from headway.engine.task import BuildContext, Inputs, Microbatch, RowSums, SavedModel
+from headway.engine.task import BuildContext, GoOn, Inputs, Microbatch, RowSums, SavedModel
 from headway.errors import ConfigError
 from headway.models.graph_vae import (
     FACE_TYPES,
@@ -281,7 +281,7 @@ class GraphVaeRecipe:
         """The parts."""
         return [Check("data", lambda: look_at_parts(config))]
 
-    def measure(self, task: GraphVaeTask, evaluation: Evaluation) -> Evaluation:
+    def measure(self, task: GraphVaeTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Every metric beside a trivial one's, dimensions in use, and the worst parts."""
         assert task.held is not None and task.train is not None
         measured = measure(task.held, task.train, evaluation.observed)

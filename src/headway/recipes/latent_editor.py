@@ -20,6 +20,7 @@ from headway.data.cad import EditRows
 from headway.data.order import rows_at
 from headway.engine.task import (
     BuildContext,
+    GoOn,
     Inputs,
     Microbatch,
     RowAsRead,
@@ -213,7 +214,7 @@ class LatentEditorRecipe:
         edits, _ = load_edits(config.data.train, max_unreadable=1.0)
         return surveyed(edits, config.data.max_unreadable)
 
-    def measure(self, task: LatentEditorTask, evaluation: Evaluation) -> Evaluation:
+    def measure(self, task: LatentEditorTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Every metric beside trivial answers, and the worst edits as text."""
         assert task.held is not None and task.train is not None
         metrics, baselines, rows = measure(task.held, task.train, evaluation.observed, task.vae)

@@ -25,7 +25,7 @@ from headway.data.sources import Source, fingerprint, read_records
 from headway.data.tokenizers import identity, train_characters
 from headway.data.tokens import TokenStream
 from headway.engine.precision import weights_dtype
-from headway.engine.task import BuildContext
+from headway.engine.task import BuildContext, GoOn
 from headway.errors import ConfigError, DataError
 from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import backbone, prove_backbone
@@ -183,7 +183,7 @@ class PretrainRecipe:
             Check("data", lambda: look_at_streams(config, context), needs=("tokenizer",)),
         ]
 
-    def measure(self, task: TextTask, evaluation: Evaluation) -> Evaluation:
+    def measure(self, task: TextTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Perplexity, bits per byte, samples, and the worst windows as text."""
         loss = evaluation.metrics["loss"]
         assert task.held is not None
@@ -192,16 +192,17 @@ class PretrainRecipe:
             "perplexity": math.exp(min(loss, 700.0)),
             "bits_per_byte": loss * evaluation.weight / math.log(2) / bytes_of(task),
         }
-        samples = tuple(
-            (prompt, str(self.predict(task, {"prompt": prompt, "max_new_tokens": n})["text"]))
-            for prompt, n in ((p, task.described["sample_tokens"]) for p in self._prompts(task))
-        )
+        samples = []
+        for prompt in self._prompts(task):
+            go_on()
+            asked = {"prompt": prompt, "max_new_tokens": task.described["sample_tokens"]}
+            samples.append((prompt, str(self.predict(task, asked)["text"])))
         vocabulary = {"loss/uniform": math.log(len(task.tokenizer))}  # type: ignore[arg-type]
         return task.show_worst(
             replace(
                 evaluation,
                 metrics=metrics,
-                samples=samples,
+                samples=tuple(samples),
                 baselines={**evaluation.baselines, **vocabulary},
             )
         )

@@ -22,6 +22,7 @@ from headway.config import CLOSED
 from headway.data.chains import Chain, ChainData
 from headway.engine.task import (
     BuildContext,
+    GoOn,
     Inputs,
     Microbatch,
     RowAsRead,
@@ -291,7 +292,7 @@ class RegressionRecipe:
         tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
         return chain_text(config, tokenizer)
 
-    def measure(self, task: RegressionTask, evaluation: Evaluation) -> Evaluation:
+    def measure(self, task: RegressionTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Every metric beside a constant's, the predictions, and the worst chains as text."""
         held = task.held
         assert held is not None

@@ -23,7 +23,7 @@ from headway.data.packing import pack
 from headway.data.prepare import Splits, prepare
 from headway.data.rows import Prepared
 from headway.data.sources import TextData
-from headway.engine.task import BuildContext
+from headway.engine.task import BuildContext, GoOn
 from headway.models.hub import load_tokenizer
 from headway.models.tuning import Lora, Tuning
 from headway.recipes.batching import drawn
@@ -122,7 +122,7 @@ class SftRecipe:
         template = config.data.chat_template
         return pretrained_checks(config, context, template, lambda: look_at_rows(config, context))
 
-    def measure(self, task: TextTask, evaluation: Evaluation) -> Evaluation:
+    def measure(self, task: TextTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Perplexity, and the worst rows as text with each token's loss."""
         perplexity = math.exp(min(evaluation.metrics["loss"], 700.0))
         metrics = {**evaluation.metrics, "perplexity": perplexity}

@@ -84,6 +84,43 @@ class JudgedRow:
     """[n] -log p of that."""
 
 
+def cut_row(row: TokenRow, tokens: int) -> TokenRow:
+    """The last ``tokens`` of a row up to its last supervised one: of a chat, the answer stays."""
+    if len(row.ids) <= tokens:
+        return row
+    end = int(row.at[-1]) + 1
+    start = max(0, end - tokens)
+    kept = (row.at >= start) & (row.at < end)
+    ends = sorted({min(e, end) - start for e in row.ends if e > start})
+    return TokenRow(
+        ids=row.ids[start:end],
+        ends=tuple(ends),
+        at=row.at[kept] - start,
+        targets=row.targets[kept],
+    )
+
+
+class CutRows:
+    """Rows of at most so many tokens."""
+
+    def __init__(self, rows: TokenRows, tokens: int) -> None:
+        self._rows, self._tokens = rows, tokens
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> TokenRow:
+        return cut_row(self._rows[row], self._tokens)
+
+    def shown(self, row: int) -> dict[str, Any]:
+        """The whole row's."""
+        return self._rows.shown(row)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """At most so many."""
+        return np.minimum(self._rows.lengths(), self._tokens)
+
+
 class NoRows:
     """Where only the model is used."""
 
@@ -149,10 +186,18 @@ class TextTask:
     saves_tokenizer: bool = True
     most_tokens: int = 0
     """The longest that a row may be: what ``longest`` makes up where no rows were read."""
+    cuts: tuple[tuple[int, int], ...] = ()
+    """(step, tokens): from the batch after that step on, training rows are cut to so many."""
 
     def batch_at(self, step: int, halvings: int = 0) -> list[Microbatch]:
-        """This rank's share of the batch after ``step``: a pure function."""
-        return list(self._flat(self.train, rows_of_step(self.order, step, self.context), halvings))
+        """This rank's share of the batch after ``step``: a pure function, and of ``cuts``."""
+        limits = [tokens for since, tokens in self.cuts if step >= since]
+        source = CutRows(self.train, min(limits)) if limits else self.train
+        return list(self._flat(source, rows_of_step(self.order, step, self.context), halvings))
+
+    def cut_rows(self, tokens: int, since_step: int) -> None:
+        """From that batch on, rows keep their last ``tokens``; see ``cut_row``."""
+        self.cuts = (*self.cuts, (since_step, tokens))
 
     def held_out(self, halvings: int = 0) -> Iterator[Microbatch]:
         """This rank's held-out rows in file order."""

@@ -29,7 +29,7 @@ from headway.data.pictures import (
 from headway.data.pictures.augment import Augmentation
 from headway.data.pictures.load import places
 from headway.data.sources import read_records
-from headway.engine.task import BuildContext, RowAsRead, Survey
+from headway.engine.task import BuildContext, GoOn, RowAsRead, Survey
 from headway.models.eyes import Eyes, load_eyes
 from headway.models.hub import load_tokenizer
 from headway.models.tuning import Full, Lora, Tuning
@@ -139,10 +139,10 @@ class VisionRecipe:
         _, eyes, writer = parts(config, cache)
         return vision_view.survey(config, writer, eyes, seed, cache)
 
-    def measure(self, task: VisionTask, evaluation: Evaluation) -> Evaluation:
+    def measure(self, task: VisionTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Some held-out rows read aloud and compared; the worst by loss and by error, as they are
         seen."""
-        return with_reading(task, evaluation)
+        return with_reading(task, evaluation, go_on)
 
     def check_request(self, request: Mapping[str, Any]) -> None:
         """Raise ConfigError for what ``predict`` does not take."""
@@ -225,14 +225,14 @@ def with_rows(task: VisionTask, config: VisionConfig, context: BuildContext) -> 
 # ------------------------------------------------------------------ reading aloud
 
 
-def with_reading(task: VisionTask, evaluation: Evaluation) -> Evaluation:
+def with_reading(task: VisionTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
     """The evaluation with error rates over some rows, and its worst rows as a person sees them."""
     held = task.held
     assert held is not None
     limit, new_tokens = task.read_limit
     rows = read_choice(len(held), limit, task.context.seed)
     started = time.perf_counter()
-    read = read_held(task, rows, new_tokens)
+    read = read_held(task, rows, new_tokens, go_on)
     scores = [
         score_page(found.text, held[row].row.answer) for row, found in zip(rows, read, strict=True)
     ]

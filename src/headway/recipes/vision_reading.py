@@ -7,7 +7,7 @@ attention leave the padding out. The prompt is never part of what was read.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from headway.data.page_text import fields_of
 from headway.data.pictures import decoded, picture_of, question
 from headway.engine.evaluate import undisturbed
 from headway.engine.precision import autocast
+from headway.engine.task import GoOn, no_stop
 from headway.errors import ConfigError, DataError
 from headway.models.attention import generating
 from headway.models.backbone import base_model
@@ -106,18 +107,26 @@ def prompt_of(
     return ids, [task.eyes.pixels(image) for image in images]
 
 
-def read_held(task: VisionTask, rows: Sequence[int], new_tokens: int) -> list[Read]:
+def read_held(
+    task: VisionTask, rows: Sequence[int], new_tokens: int, go_on: GoOn = no_stop
+) -> list[Read]:
     """What the model reads in these held-out rows."""
     assert task.held is not None
     chosen = [task.held[row] for row in rows]
     prompts = [(row.ids[: row.prompt_tokens], task.pictures(row, None)) for row in chosen]
-    return read_rows(task, prompts, new_tokens)
+    return read_rows(task, prompts, new_tokens, go_on)
 
 
 def read_rows(
-    task: VisionTask, prompts: Sequence[tuple[NDArray[Any], Sequence[Arrays]]], new_tokens: int
+    task: VisionTask,
+    prompts: Sequence[tuple[NDArray[Any], Sequence[Arrays]]],
+    new_tokens: int,
+    go_on: GoOn = no_stop,
 ) -> list[Read]:
-    """Greedy answers to prompts, in their order; those of like length are read together."""
+    """Greedy answers to prompts, in their order; those of like length are read together.
+
+    ``go_on`` is called at each token.
+    """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n][0]))
     found: dict[int, Read] = {}
     device = next(task.model.parameters()).device
@@ -126,7 +135,7 @@ def read_rows(
             for start in range(0, len(order), AT_ONCE):
                 together = order[start : start + AT_ONCE]
                 given = [prompts[n] for n in together]
-                answers = _together(task, base_model(model), given, new_tokens)
+                answers = _together(task, base_model(model), given, new_tokens, go_on)
                 found.update(zip(together, answers, strict=True))
     return [found[n] for n in range(len(prompts))]
 
@@ -136,6 +145,7 @@ def _together(
     model: Any,
     prompts: Sequence[tuple[NDArray[Any], Sequence[Arrays]]],
     new_tokens: int,
+    go_on: GoOn,
 ) -> list[Read]:
     device = next(model.parameters()).device
     ends = end_tokens(task)
@@ -150,8 +160,19 @@ def _together(
         do_sample=False,
         pad_token_id=ends[0],
         eos_token_id=ends,
+        stopping_criteria=[never_stopping(go_on)],
     )
     return list(_answers(task, made[:, width:].tolist(), ends))
+
+
+def never_stopping(go_on: GoOn) -> Callable[..., Tensor]:
+    """What ``generate`` asks after each token, [rows] of no: it only says that it goes on."""
+
+    def asked(ids: Tensor, scores: Tensor, **more: Any) -> Tensor:
+        go_on()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return asked
 
 
 def _answers(task: VisionTask, made: list[list[int]], ends: list[int]) -> Iterator[Read]:
