@@ -58,13 +58,11 @@ def step_down(
     task: Task,
     microbatches: Sequence[Microbatch],
     world: World,
-    *,
-    step: int = 0,
-    shorten_to: int | None = None,
+    cut: tuple[int, int | None] = (0, None),
 ) -> None:
     """The next rung, after ``error`` in these microbatches.
 
-    ``shorten_to``: the fewest tokens that rows may be cut to, from the batch after ``step`` on.
+    ``cut``: the step after which rows may be cut, and the fewest tokens they may be cut to.
     Raises ``error`` itself if it is no lack of memory, OutOfMemory if there is no rung left, or
     several ranks: the others wait for this one's gradients within the same backward pass.
     """
@@ -78,6 +76,7 @@ def step_down(
             f"Set hardware.microbatch_size below {max(len(m.rows) for m in microbatches)}, or "
             "hardware.activation_checkpointing: true, and run the same command"
         ) from error
+    step, shorten_to = cut
     longest = max(microbatches, key=lambda m: m.tokens)
     if any(len(m.rows) > 1 for m in microbatches):
         rung.halvings += 1

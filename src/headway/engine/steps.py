@@ -65,8 +65,8 @@ def train_steps(
                 totals = gradients(row_sums, microbatches, weight, plan.precision, world)
                 norm = clip(parameters, plan.max_grad_norm)
             except RuntimeError as error:
-                may = {"step": state.step, "shorten_to": plan.shorten_to}
-                step_down(rung, error, task, microbatches, world, **may)
+                cut = state.step, plan.shorten_to
+                step_down(rung, error, task, microbatches, world, cut)
                 totals = None
             if totals is None:  # the same rows again; outside of the except, which holds tensors
                 give_back_memory(task, world.device)
