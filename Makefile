@@ -27,7 +27,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not crash and not services" $(ARGS)
 
 crash: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m crash tests/crash $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m crash tests/crash $(ARGS)
 
 # Real servers on free ports of this machine; what is not installed is skipped by name.
 services: setup

@@ -39,6 +39,20 @@ def whole(forks, tmp_path_factory):
     return run_of(config)
 
 
+def pytest_sessionfinish(session):
+    """A worker of several hands its lines to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        rows = session.config.stash.get(ROWS, [])
+        session.config.workeroutput["crash rows"] = [[str(cell) for cell in row] for row in rows]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Take a worker's lines; one that died has none."""
+    rows = getattr(node, "workeroutput", {}).get("crash rows", [])
+    node.config.stash.setdefault(ROWS, []).extend(rows)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash.get(ROWS, [])
     if rows:
