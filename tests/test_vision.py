@@ -106,12 +106,22 @@ def test_a_picture_has_as_many_tokens_as_the_model_makes_features_of_it(
     assert torch.cat(list(features)).shape[0] == eyes.features(*size)
 
 
-def test_a_picture_beyond_what_the_model_takes_is_refused_with_its_row(tmp_path: Path) -> None:
-    row = {**row_of(0), "image_base64": None, "bytes": None}
+def test_a_picture_beyond_what_the_model_takes_is_refused_with_its_row_or_skipped(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "thin.png").write_bytes(png(Image.new("L", (500, 2))))
-    file = write_rows(tmp_path / "thin.jsonl", [{**row, "image": "thin.png"}])
-    with pytest.raises(DataError, match=r"thin\.jsonl:1.*cannot take"):
+    thin = {"image": "thin.png", "instruction": "Read.", "answer": "RED"}
+    file = write_rows(tmp_path / "thin.jsonl", [row_of(0), thin, row_of(2)])
+    named = (
+        r"thin\.jsonl:2, picture 1 \(.*thin\.png\): 500 x 2 pixels, which this model cannot take"
+    )
+    with pytest.raises(DataError, match=named + r".*ratio.*unreadable: skip"):
         task_of(tmp_path / "x", data={"train": str(file)})
+    skip = {"images": {"unreadable": "skip"}, "max_dropped": 0.5}
+    task = task_of(tmp_path / "y", data={"train": str(file), **skip})
+    assert [row.row.filename for row in task.train] == ["0.png", "2.png"]
+    told = "\n".join(task.facts()["data"])
+    assert "1 dropped, a picture that the model cannot take" in told and "thin.jsonl:2" in told
 
 
 def test_the_budget_of_pixels_decides_how_many_tokens_a_picture_has(tmp_path: Path) -> None:
