@@ -368,20 +368,33 @@ def test_config_says_what_belongs_together(tmp_path: Path) -> None:
         task_of(tmp_path, "vision-scratch", scratch=scratch)
 
 
-def test_what_trains_is_printed_before_step_1(
-    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("part", ["language", "vision", "both"])
+def test_what_trains_is_printed_before_step_1_and_is_what_is_saved(
+    tmp_path: Path, family: str, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seed system 000 asked for 4 bits and LoRA, and loaded full weights without a word."""
+    import re
+
+    from safetensors import safe_open
     from typer.testing import CliRunner
 
     from headway.cli import build_app
 
     base = tiny_qwen(tmp_path) if family == "qwen" else tiny_llava(tmp_path)
-    config_of(tmp_path, base_model=str(base), adapt="language").save(tmp_path / "run.yaml")
-    done = CliRunner().invoke(build_app(), ["train", str(tmp_path / "run.yaml")])
+    config_of(tmp_path, base_model=str(base), adapt=part).save(tmp_path / "run.yaml")
+    short = ["train.horizon.steps=1", "evaluate=null"]
+    done = CliRunner().invoke(build_app(), ["train", str(tmp_path / "run.yaml"), *short])
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
-    assert "14 language and 0 vision layers adapted" in said[: said.index("step 1")]
+    counted = re.search(r"(\d+) language and (\d+) vision layers adapted", said)
+    assert counted and counted.end() < said.index("step 1")
+    newest = sorted((tmp_path / "runs/run/checkpoints").glob("step-*"))[-1]
+    with safe_open(newest / "model/adapter_model.safetensors", "np") as adapters:
+        names = [name for name in adapters.keys() if name.endswith("lora_A.weight")]  # noqa: SIM118
+    language = sum(".language_model." in name for name in names)
+    assert (int(counted[1]), int(counted[2])) == (language, len(names) - language)
+    there = {"language": language > 0, "vision": len(names) > language}
+    assert there == {name: part in (name, "both") for name in there}
 
 
 # ------------------------------------------------------------------ what seed system 000 did
