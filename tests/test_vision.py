@@ -569,6 +569,108 @@ def test_predict_on_the_command_line_takes_a_folder_and_pages(trained: Any, tmp_
     assert all("text" in x and "fields" in x and x["seconds"] > 0 for x in lines)
 
 
+def asked_on_the_command_line(*arguments: str, longest: int = 3) -> Any:
+    from typer.testing import CliRunner
+
+    from headway.cli import build_app
+
+    given = ["predict", *arguments, "--max-new-tokens", str(longest)]
+    return CliRunner().invoke(build_app(), given)
+
+
+def folder_with_damage(folder: Path) -> list[str]:
+    """Pictures of which three cannot be read; the names of the others."""
+    folder.mkdir()
+    for name in ("a.png", "c.png", "f.png"):
+        (folder / name).write_bytes(png(drawn("RED 3")))
+    (folder / "b.png").write_bytes(png(drawn("RED 3"))[:60])
+    (folder / "d.jpg").write_bytes(b"no picture")
+    Image.new("L", (5000, 3)).save(folder / "e.png")
+    return ["a.png", "c.png", "f.png"]
+
+
+@pytest.mark.parametrize("json_too", [True, False])
+def test_damaged_pictures_of_a_folder_are_named_and_stop_no_other(
+    trained: Any, tmp_path: Path, json_too: bool
+) -> None:
+    good = folder_with_damage(tmp_path / "scans")
+    options = ["--json"] if json_too else []
+    done = asked_on_the_command_line(
+        str(trained.folder), "--image", str(tmp_path / "scans"), *options
+    )
+    assert isinstance(done.exception, DataError) and done.exception.exit_code == 65
+    assert "3 of 6 have no answer" in str(done.exception)
+    for name, why in (("b.png", "damaged"), ("d.jpg", "no picture"), ("e.png", "cannot take")):
+        (line,) = [line for line in done.stderr.splitlines() if name in line]
+        assert line.startswith("headway: --image: ") and why in line
+    if json_too:
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [Path(x["image"]).name for x in lines] == [f"{n}.{e}" for n, e in zip(
+            "abcdef", ("png", "png", "png", "jpg", "png", "png"), strict=True)]  # fmt: skip
+        answered = [Path(x["image"]).name for x in lines if "text" in x]
+        assert answered == good
+        assert all(x["error"] for x in lines if Path(x["image"]).name not in good)
+    else:
+        named = [line.split(" (")[0] for line in done.stderr.splitlines() if "tokens, " in line]
+        assert [Path(line).name for line in named] == good
+
+
+def test_where_nothing_can_be_read_the_model_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    done = asked_on_the_command_line(str(tmp_path / "no-run"), "--image", str(tmp_path / "a.png"))
+    assert isinstance(done.exception, DataError) and "a.png" in str(done.exception)
+
+
+def test_a_line_of_a_file_that_cannot_be_answered_is_named_and_stops_no_other(
+    trained: Any, tmp_path: Path
+) -> None:
+    folder_with_damage(tmp_path / "scans")
+    asked = [{"image": str(tmp_path / "scans" / name)} for name in ("a.png", "b.png", "c.png")]
+    asked.append({"image": str(tmp_path / "none.png")})
+    file = write_rows(tmp_path / "asked.jsonl", asked)
+    done = asked_on_the_command_line(str(trained.folder), "--file", str(file), "--json")
+    assert isinstance(done.exception, DataError) and "2 of 4" in str(done.exception)
+    assert [("text" in json.loads(line)) for line in done.stdout.splitlines()] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    assert f"headway: {file}:2: picture 1" in done.stderr and f"{file}:4: picture 1" in done.stderr
+    one = write_rows(tmp_path / "one.jsonl", asked[1:2])
+    done = asked_on_the_command_line(str(trained.folder), "--file", str(one))
+    assert isinstance(done.exception, DataError)
+    assert str(done.exception).startswith(f"{one}:1: picture 1") and done.stdout == ""
+
+
+def test_a_line_that_asks_nothing_of_a_run_without_an_instruction_is_named(tmp_path: Path) -> None:
+    train(config_of(tmp_path, "vision-lora"))
+    (tmp_path / "a.png").write_bytes(png(drawn("RED 3")))
+    asked = {"image": str(tmp_path / "a.png")}
+    file = write_rows(tmp_path / "asked.jsonl", [{**asked, "instruction": "Read."}, asked])
+    done = asked_on_the_command_line(str(tmp_path / "runs/run"), "--file", str(file))
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith(f"{file}:2: predict: this run's rows each had")
+
+
+def test_predict_says_when_an_answer_was_cut(
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from headway.cli.predict import say_answer
+
+    (tmp_path / "page.png").write_bytes(png(drawn("RED 3")))
+    request = {"image": str(tmp_path / "page.png")}
+    given = [str(trained.folder), "--image", request["image"]]
+    for longest in (1, 30):
+        whole = trained.predict({**request, "max_new_tokens": longest})
+        plain = asked_on_the_command_line(*given, longest=longest)
+        told = json.loads(asked_on_the_command_line(*given, "--json", longest=longest).stdout)
+        assert told["finished"] == whole["finished"]
+        assert (f"cut off after {longest} tokens" in plain.stderr) == (not whole["finished"])
+    for finished in (True, False):  # a model this young may never end
+        say_answer(request, {"text": "x", "tokens": 7, "seconds": 1, "finished": finished}, False)
+        said = capsys.readouterr()
+        assert said.out == "x\n"
+        assert ("cut off after 7 tokens: --max-new-tokens" in said.err) == (not finished)
+
+
 # ------------------------------------------------------------------ augmentation and batches
 
 
