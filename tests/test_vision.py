@@ -29,7 +29,17 @@ from headway.models.backbone import backbone, base_model
 from headway.models.eyes import load_eyes
 from headway.models.vision import linear_layers, part_of, picture_states
 from headway.opening import opened
-from headway.recipes.vision_reading import check, padded, prompt_of, read_held, read_rows
+from headway.recipes.ocr_metrics import score_page
+from headway.recipes.vision import read_choice, with_reading
+from headway.recipes.vision_reading import (
+    AT_ONCE,
+    check,
+    padded,
+    predict,
+    prompt_of,
+    read_held,
+    read_rows,
+)
 from headway.recipes.vision_task import VisionTask
 from tiny_vision import drawn, png, row_of, tiny_llava, tiny_qwen, write_rows
 
@@ -447,13 +457,86 @@ def test_nothing_in_the_source_waits_for_a_person() -> None:
 # ------------------------------------------------------------------ reading aloud
 
 
-def test_rows_that_are_read_together_are_read_as_each_alone(tmp_path: Path, family: str) -> None:
-    task = own_task(tmp_path, family)
+def all_looking(folder: Path, family: str) -> VisionTask:
+    """A task whose held-out rows are all 24, and whose model answers by what is in the picture."""
+    task = own_task(folder, family, augmentation=None)
     assert task.held is not None
-    rows = list(range(len(task.held)))
-    together = read_held(task, rows, 6)
-    alone = [read_held(task, [row], 6)[0] for row in rows]
-    assert together == alone and len({read.text for read in together}) >= 1
+    rows = sorted((*task.train, *task.held), key=lambda row: int(row.row.filename[:-4]))
+    loud(task)
+    return replace(task, held=rows, held_total=len(rows))
+
+
+def loud(task: VisionTask) -> None:
+    """What is in the picture counts for more than the words: as its random weights are, the model
+    would say the same to every row."""
+    for name, weight in base_model(task.model).named_parameters():
+        if "lora" in name or weight.ndim < 2:
+            continue
+        if "visual.blocks" in name or "vision_tower" in name:
+            weight.data.mul_(30)
+        elif "o_proj" in name or "down_proj" in name:
+            weight.data.mul_(10)
+        elif "embed_tokens" in name:
+            weight.data.mul_(0.1)
+
+
+def test_every_row_is_read_as_predict_reads_it_alone(tmp_path: Path, family: str) -> None:
+    task = all_looking(tmp_path, family)
+    assert task.held is not None and len(task.held) > AT_ONCE, "more than are read at once"
+    read = read_held(task, range(len(task.held)), 6)
+    asked = [row_of(n) for n in range(len(task.held))]
+    for found, record in zip(read, asked, strict=True):
+        uri = f"data:image/png;base64,{record['image_base64']}"
+        request = {"image": uri, "instruction": record["instruction"], "max_new_tokens": 6}
+        alone = predict(task, request)
+        assert (found.text, found.tokens, found.finished) == (
+            alone["text"], alone["tokens"], alone["finished"],
+        )  # fmt: skip
+    assert len({found.text for found in read}) > len(read) / 3, "the rows are told apart"
+
+
+def test_the_rows_of_highest_error_are_those_that_predict_reads_worst(tmp_path: Path) -> None:
+    from headway.engine.evaluate import evaluate
+    from headway.engine.world import World
+
+    task = all_looking(tmp_path, "qwen")
+    assert task.held is not None
+    total = len(task.held)
+    read = read_held(task, range(total), 6)
+    by_row = [
+        score_page(found.text, row.row.answer).cer
+        for found, row in zip(read, task.held, strict=True)
+    ]
+    for keep, limit in ((3, total), (4, 9), (1, total)):
+        task = replace(task, read_limit=(limit, 6))
+        found = evaluate(task, step=0, world=World(torch.device("cpu")), precision="fp32",
+                         worst_rows=keep)  # fmt: skip
+        assert found is not None
+        by_loss = [row.row for row in found.worst]
+        shown = with_reading(task, found).worst
+        chosen = read_choice(total, limit, task.context.seed)
+        assert len(chosen) == limit
+        worst = sorted(chosen, key=lambda row: (-by_row[row], row))[:keep]
+        assert [row.row for row in shown[:keep]] == by_loss
+        assert [row.row for row in shown] == [*by_loss, *(r for r in worst if r not in by_loss)]
+        assert [row.shown["cer"] for row in shown] == [by_row[row.row] for row in shown]
+        assert all(row.shown["where"] == task.held[row.row].row.where for row in shown)
+        assert len({by_row[row] for row in chosen}) > 2, "no tie decides all of it"
+
+
+def test_a_config_reads_at_least_as_many_rows_as_it_shows() -> None:
+    """The rows of highest error are looked for among those that are read."""
+    from headway.config import load_config
+    from headway.config.sections import Evaluate
+    from headway.recipes.vision import VisionConfig
+
+    root = Path(__file__).parent.parent
+    files = [*root.glob("configs/**/*.yaml"), root / "src/headway/starters/vision.yaml"]
+    vision = [load_config(file) for file in files if "read_rows:" in file.read_text()]
+    assert len(vision) >= 4
+    for config in vision:
+        assert config.evaluate.worst_rows <= config.task.read_rows, config.run.name
+    assert Evaluate(every_steps=1).worst_rows <= VisionConfig.model_fields["read_rows"].default
 
 
 def test_what_is_read_is_the_models_own_greedy_answer(tmp_path: Path, family: str) -> None:

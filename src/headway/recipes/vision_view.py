@@ -143,7 +143,8 @@ def survey(
 def worst(
     task: VisionTask, evaluation: Evaluation, heard: Heard, new_tokens: int
 ) -> tuple[RowLoss, ...]:
-    """The rows of highest loss, and as many of highest error rate, each once, as they are seen."""
+    """The rows of highest loss, and as many of highest error rate among those that were heard, each
+    once, as they are seen."""
     from headway.recipes.ocr_metrics import score_page
     from headway.recipes.vision_reading import read_held
 
