@@ -135,6 +135,157 @@ def test_what_is_transparent_is_white_and_sixteen_bits_keep_their_grey() -> None
     assert decoded(held(paper), Reading()).getpixel((0, 0)) == (255, 255, 255)
 
 
+# ------------------------------------------------------------------ more than 8 bits a pixel
+
+
+def tiff(pixels: bytes, width: int, height: int, bits: int, **tags: int) -> bytes:
+    """A TIFF of one strip, by hand: Pillow writes none of these. ``zero``: which end is black (0:
+    the upper; 2: colours), ``kind``: 1 unsigned, 2 signed, 3 floating point."""
+    samples = 3 if tags.get("zero") == 2 else 1
+    entries = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, samples, bits), (259, 3, 1, 1),
+        (262, 3, 1, tags.get("zero", 1)), (273, 4, 1, 0), (277, 3, 1, samples),
+        (278, 3, 1, height), (279, 4, 1, len(pixels)), (339, 3, samples, tags.get("kind", 1)),
+    ]  # fmt: skip
+    start = 8 + 2 + 12 * len(entries) + 4
+    more, body = b"", b""
+    for tag, type_, count, value in entries:
+        if count > 1:  # three numbers do not fit into the entry: they lie behind the list
+            place, more = start + len(more), more + struct.pack("<H", value) * count
+            body += struct.pack("<HHII", tag, 4 if tag == 273 else type_, count, place)
+        else:
+            body += struct.pack("<HHII", tag, type_, count, value)
+    body = body.replace(
+        struct.pack("<HHII", 273, 4, 1, 0), struct.pack("<HHII", 273, 4, 1, start + len(more))
+    )
+    head = b"II" + struct.pack("<HI", 42, 8) + struct.pack("<H", len(entries))
+    return head + body + struct.pack("<I", 0) + more + pixels
+
+
+def packed(values: list[int], bits: int) -> bytes:
+    """Grey values of one row as a TIFF holds them."""
+    if bits == 16:
+        return struct.pack(f"<{len(values)}H", *values)
+    whole = 0
+    for value in values:
+        whole = whole << bits | value
+    return whole.to_bytes(len(values) * bits // 8, "big")
+
+
+@given(
+    st.lists(st.integers(0, 4095), min_size=4, max_size=20).filter(lambda v: len(v) % 2 == 0),
+    st.sampled_from([(12, 1), (16, 1), (16, 0)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_grey_of_more_than_8_bits_is_scaled_as_its_file_says(
+    values: list[int], depth: tuple[int, int]
+) -> None:
+    bits, zero = depth
+    values = [value << (bits - 12) for value in [*values, 0, 4000]]
+    raw = tiff(packed(values, bits), len(values), 1, bits, zero=zero)
+    found = decoded(Picture("x:1", data=raw), Reading())
+    most = (1 << bits) - 1
+    bright = [255 * (value if zero else most - value) / most for value in values]
+    grey = [found.getpixel((x, 0)) for x in range(len(values))]
+    assert all(red == green == blue for red, green, blue in grey)
+    assert [red for red, _, _ in grey] == pytest.approx(bright, abs=0.51)
+
+
+def test_sixteen_bits_are_never_taken_for_eight() -> None:
+    """A page almost all black would otherwise come out 256 times as bright."""
+    black = Image.fromarray(np.zeros((4, 4), dtype=np.uint16))
+    assert decoded(held(black), Reading()).getpixel((0, 0)) == (0, 0, 0)
+    values = np.full((4, 4), 200, dtype=np.uint16)
+    values[0, 0] = 65535
+    found = decoded(held(Image.fromarray(values)), Reading())
+    assert found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((1, 1)) == (1, 1, 1)
+
+
+def test_a_grey_of_16_bits_that_is_named_transparent_is_white() -> None:
+    values = np.array([[40_000, 0]], dtype=np.uint16)
+    found = decoded(held(Image.fromarray(values), transparency=0), Reading())
+    assert found.getpixel((1, 0)) == (255, 255, 255) and found.getpixel((0, 0)) == (156, 156, 156)
+
+
+def saved(values: Any, form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, format=form)
+    return stream.getvalue()
+
+
+RAMP = np.linspace(0, 1, 12).reshape(3, 4)
+OF_NO_SCALE: dict[str, bytes] = {
+    "floats from 0 to 1": saved(RAMP.astype(np.float32), "TIFF"),
+    "floats from 0 to 255": saved((255 * RAMP).astype(np.float32), "TIFF"),
+    "32 bits": saved((2**31 * RAMP * 0.99).astype(np.int32), "TIFF"),
+    "signed, 16 bits": tiff((20_000 * RAMP).astype("<i2").tobytes(), 4, 3, 16, kind=2),
+    "signed, 8 bits": tiff((100 * RAMP).astype("<i1").tobytes(), 4, 3, 8, kind=2),
+    "12 bits in a TIFF of 16": tiff((4095 * RAMP).astype("<u2").tobytes(), 4, 3, 16),
+    "12 bits in a white TIFF of 16": tiff((4095 * RAMP).astype("<u2").tobytes(), 4, 3, 16, zero=0),
+    "14 bits in a PNG of 16": saved((16383 * RAMP).astype(np.uint16), "PNG"),
+    "8 bits in a PNG of 16": saved((255 * RAMP).astype(np.uint16), "PNG"),
+    "10 bits in a TIFF of 12": tiff(packed([1, 1023] * 6, 12), 4, 3, 12),
+    "colours, 12 bits in 16": tiff(
+        (4095 * RAMP).astype("<u2").repeat(3).tobytes(), 4, 3, 16, zero=2
+    ),
+    "a portable float map": b"Pf\n4 3\n-1.0\n" + RAMP.astype("<f4").tobytes(),
+}
+
+
+@pytest.mark.parametrize("case", OF_NO_SCALE)
+def test_a_picture_of_which_nobody_says_what_is_white_is_refused_and_named(case: str) -> None:
+    picture = Picture("rows.jsonl:7, picture 1", data=OF_NO_SCALE[case])
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:7.*(nobody says|seems to be another).*8 bits"
+    ):
+        decoded(picture, Reading())
+
+
+def test_colours_of_16_bits_are_read() -> None:
+    """Negative control of the refusals: the same form, its whole scale used."""
+    values = np.array([[[65535, 32768, 0]]], dtype="<u2")
+    found = decoded(Picture("x", data=tiff(values.tobytes(), 1, 1, 16, zero=2)), Reading())
+    assert found.getpixel((0, 0)) == (255, 128, 0)
+
+
+def test_a_picture_of_no_scale_is_skipped_and_counted_where_that_was_asked(
+    tmp_path: Path, writer: PromptWriter
+) -> None:
+    (tmp_path / "float.tif").write_bytes(OF_NO_SCALE["floats from 0 to 1"])
+    rows = [row_of(0), {"image": "float.tif", **PAIR}, row_of(2)]
+    with pytest.raises(DataError, match=r"rows\.jsonl:2, picture 1 .*float\.tif"):
+        prepared(tmp_path, writer, rows)
+    skip = {"images": {"unreadable": "skip"}, "max_dropped": 0.5}
+    assert len(prepared(tmp_path, writer, rows, **skip).train) == 2
+
+
+def test_a_multi_picture_jpeg_is_its_first_picture_and_one_page(tmp_path: Path) -> None:
+    """Cameras put the other eye's view, or a smaller copy, behind it."""
+    file = tmp_path / "camera.jpg"
+    first, other = Image.new("RGB", (30, 20), (250, 10, 10)), Image.new("RGB", (10, 8))
+    first.save(file, format="MPO", save_all=True, append_images=[other])
+    with Image.open(file) as opened:
+        assert opened.format == "MPO" and opened.n_frames == 2
+    picture = Picture("x", path=str(file))
+    found = decoded(picture, Reading())
+    assert pages(picture) == 1 and found.size == (30, 20)
+    assert found.getpixel((5, 5))[0] > 240 > 20 > found.getpixel((5, 5))[2]
+
+
+def test_what_pillow_cannot_make_of_a_note_in_a_file_is_no_warning() -> None:
+    """Warnings are errors in these tests, and lines between the answers in a terminal."""
+    whole = tiff(bytes(12), 4, 3, 8)
+    note = struct.pack("<HHII", 259, 3, 1, 1)
+    assert note in whole
+    raw = whole.replace(
+        struct.pack("<HHII", 339, 3, 1, 1), struct.pack("<HHII", 33432, 2, 900, 9999)
+    )
+    with pytest.warns(UserWarning, match="EXIF|Truncated|Skipping"):
+        Image.open(io.BytesIO(raw)).load()
+    picture = Picture("x", data=raw)
+    assert decoded(picture, Reading()).size == (4, 3) and pages(picture) == 1
+
+
 def test_a_tiff_has_pages_and_each_is_read(tmp_path: Path) -> None:
     shades = [Image.new("L", (8, 6), value) for value in (0, 100, 200)]
     file = tmp_path / "log.tif"
@@ -237,6 +388,26 @@ def test_every_shape_becomes_the_same_conversation(data: dict[str, Any], tmp_pat
     assert row.answer == "RED 1" and len(row.pictures) == 1
     image = decoded(row.pictures[0], Reading())
     assert image.tobytes() == Image.open(tmp_path / "pictures/a.png").convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_what_pil_has_open_is_read_as_its_file_would_be(mode: str, orientation: int) -> None:
+    """PNG, in which it is kept, knows neither print colours nor how the camera was held."""
+    image = drawn("RED 1").convert("RGB").convert(mode)
+    plain = image.convert("RGB")
+    image.getexif()[0x0112] = orientation
+    row = recognise(Record({"image": image, **PAIR}, "rows.jsonl:3"))
+    found = decoded(row.pictures[0], Reading())
+    turned = plain.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else plain
+    assert found.size == turned.size and found.tobytes() == turned.tobytes()
+
+
+@pytest.mark.parametrize("values", [RAMP.astype(np.float32), (4095 * RAMP).astype(np.int32)])
+def test_what_pil_has_open_without_a_scale_is_named_or_skipped(values: Any) -> None:
+    row = recognise(Record({"image": Image.fromarray(values), **PAIR}, "rows.parquet[3]"))
+    with pytest.raises(DataError, match=r"^rows\.parquet\[3\], picture 1: its values are signed"):
+        decoded(row.pictures[0], Reading())
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,17 @@ from headway.models.backbone import backbone, base_model
 from headway.models.eyes import load_eyes
 from headway.models.vision import linear_layers, part_of, picture_states
 from headway.opening import opened
-from headway.recipes.vision_reading import check, padded, prompt_of, read_held, read_rows
+from headway.recipes.ocr_metrics import score_page
+from headway.recipes.vision import read_choice, with_reading
+from headway.recipes.vision_reading import (
+    AT_ONCE,
+    check,
+    padded,
+    predict,
+    prompt_of,
+    read_held,
+    read_rows,
+)
 from headway.recipes.vision_task import VisionTask
 from tiny_vision import drawn, png, row_of, tiny_llava, tiny_qwen, write_rows
 
@@ -106,12 +116,22 @@ def test_a_picture_has_as_many_tokens_as_the_model_makes_features_of_it(
     assert torch.cat(list(features)).shape[0] == eyes.features(*size)
 
 
-def test_a_picture_beyond_what_the_model_takes_is_refused_with_its_row(tmp_path: Path) -> None:
-    row = {**row_of(0), "image_base64": None, "bytes": None}
+def test_a_picture_beyond_what_the_model_takes_is_refused_with_its_row_or_skipped(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "thin.png").write_bytes(png(Image.new("L", (500, 2))))
-    file = write_rows(tmp_path / "thin.jsonl", [{**row, "image": "thin.png"}])
-    with pytest.raises(DataError, match=r"thin\.jsonl:1.*cannot take"):
+    thin = {"image": "thin.png", "instruction": "Read.", "answer": "RED"}
+    file = write_rows(tmp_path / "thin.jsonl", [row_of(0), thin, row_of(2)])
+    named = (
+        r"thin\.jsonl:2, picture 1 \(.*thin\.png\): 500 x 2 pixels, which this model cannot take"
+    )
+    with pytest.raises(DataError, match=named + r".*ratio.*unreadable: skip"):
         task_of(tmp_path / "x", data={"train": str(file)})
+    skip = {"images": {"unreadable": "skip"}, "max_dropped": 0.5}
+    task = task_of(tmp_path / "y", data={"train": str(file), **skip})
+    assert [row.row.filename for row in task.train] == ["0.png", "2.png"]
+    told = "\n".join(task.facts()["data"])
+    assert "1 dropped, a picture that the model cannot take" in told and "thin.jsonl:2" in told
 
 
 def test_the_budget_of_pixels_decides_how_many_tokens_a_picture_has(tmp_path: Path) -> None:
@@ -358,20 +378,33 @@ def test_config_says_what_belongs_together(tmp_path: Path) -> None:
         task_of(tmp_path, "vision-scratch", scratch=scratch)
 
 
-def test_what_trains_is_printed_before_step_1(
-    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("part", ["language", "vision", "both"])
+def test_what_trains_is_printed_before_step_1_and_is_what_is_saved(
+    tmp_path: Path, family: str, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seed system 000 asked for 4 bits and LoRA, and loaded full weights without a word."""
+    import re
+
+    from safetensors import safe_open
     from typer.testing import CliRunner
 
     from headway.cli import build_app
 
     base = tiny_qwen(tmp_path) if family == "qwen" else tiny_llava(tmp_path)
-    config_of(tmp_path, base_model=str(base), adapt="language").save(tmp_path / "run.yaml")
-    done = CliRunner().invoke(build_app(), ["train", str(tmp_path / "run.yaml")])
+    config_of(tmp_path, base_model=str(base), adapt=part).save(tmp_path / "run.yaml")
+    short = ["train.horizon.steps=1", "evaluate=null"]
+    done = CliRunner().invoke(build_app(), ["train", str(tmp_path / "run.yaml"), *short])
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
-    assert "14 language and 0 vision layers adapted" in said[: said.index("step 1")]
+    counted = re.search(r"(\d+) language and (\d+) vision layers adapted", said)
+    assert counted and counted.end() < said.index("step 1")
+    newest = sorted((tmp_path / "runs/run/checkpoints").glob("step-*"))[-1]
+    with safe_open(newest / "model/adapter_model.safetensors", "np") as adapters:
+        names = [name for name in adapters.keys() if name.endswith("lora_A.weight")]  # noqa: SIM118
+    language = sum(".language_model." in name for name in names)
+    assert (int(counted[1]), int(counted[2])) == (language, len(names) - language)
+    there = {"language": language > 0, "vision": len(names) > language}
+    assert there == {name: part in (name, "both") for name in there}
 
 
 # ------------------------------------------------------------------ what seed system 000 did
@@ -424,13 +457,86 @@ def test_nothing_in_the_source_waits_for_a_person() -> None:
 # ------------------------------------------------------------------ reading aloud
 
 
-def test_rows_that_are_read_together_are_read_as_each_alone(tmp_path: Path, family: str) -> None:
-    task = own_task(tmp_path, family)
+def all_looking(folder: Path, family: str) -> VisionTask:
+    """A task whose held-out rows are all 24, and whose model answers by what is in the picture."""
+    task = own_task(folder, family, augmentation=None)
     assert task.held is not None
-    rows = list(range(len(task.held)))
-    together = read_held(task, rows, 6)
-    alone = [read_held(task, [row], 6)[0] for row in rows]
-    assert together == alone and len({read.text for read in together}) >= 1
+    rows = sorted((*task.train, *task.held), key=lambda row: int(row.row.filename[:-4]))
+    loud(task)
+    return replace(task, held=rows, held_total=len(rows))
+
+
+def loud(task: VisionTask) -> None:
+    """What is in the picture counts for more than the words: as its random weights are, the model
+    would say the same to every row."""
+    for name, weight in base_model(task.model).named_parameters():
+        if "lora" in name or weight.ndim < 2:
+            continue
+        if "visual.blocks" in name or "vision_tower" in name:
+            weight.data.mul_(30)
+        elif "o_proj" in name or "down_proj" in name:
+            weight.data.mul_(10)
+        elif "embed_tokens" in name:
+            weight.data.mul_(0.1)
+
+
+def test_every_row_is_read_as_predict_reads_it_alone(tmp_path: Path, family: str) -> None:
+    task = all_looking(tmp_path, family)
+    assert task.held is not None and len(task.held) > AT_ONCE, "more than are read at once"
+    read = read_held(task, range(len(task.held)), 6)
+    asked = [row_of(n) for n in range(len(task.held))]
+    for found, record in zip(read, asked, strict=True):
+        uri = f"data:image/png;base64,{record['image_base64']}"
+        request = {"image": uri, "instruction": record["instruction"], "max_new_tokens": 6}
+        alone = predict(task, request)
+        assert (found.text, found.tokens, found.finished) == (
+            alone["text"], alone["tokens"], alone["finished"],
+        )  # fmt: skip
+    assert len({found.text for found in read}) > len(read) / 3, "the rows are told apart"
+
+
+def test_the_rows_of_highest_error_are_those_that_predict_reads_worst(tmp_path: Path) -> None:
+    from headway.engine.evaluate import evaluate
+    from headway.engine.world import World
+
+    task = all_looking(tmp_path, "qwen")
+    assert task.held is not None
+    total = len(task.held)
+    read = read_held(task, range(total), 6)
+    by_row = [
+        score_page(found.text, row.row.answer).cer
+        for found, row in zip(read, task.held, strict=True)
+    ]
+    for keep, limit in ((3, total), (4, 9), (1, total)):
+        task = replace(task, read_limit=(limit, 6))
+        found = evaluate(task, step=0, world=World(torch.device("cpu")), precision="fp32",
+                         worst_rows=keep)  # fmt: skip
+        assert found is not None
+        by_loss = [row.row for row in found.worst]
+        shown = with_reading(task, found).worst
+        chosen = read_choice(total, limit, task.context.seed)
+        assert len(chosen) == limit
+        worst = sorted(chosen, key=lambda row: (-by_row[row], row))[:keep]
+        assert [row.row for row in shown[:keep]] == by_loss
+        assert [row.row for row in shown] == [*by_loss, *(r for r in worst if r not in by_loss)]
+        assert [row.shown["cer"] for row in shown] == [by_row[row.row] for row in shown]
+        assert all(row.shown["where"] == task.held[row.row].row.where for row in shown)
+        assert len({by_row[row] for row in chosen}) > 2, "no tie decides all of it"
+
+
+def test_a_config_reads_at_least_as_many_rows_as_it_shows() -> None:
+    """The rows of highest error are looked for among those that are read."""
+    from headway.config import load_config
+    from headway.config.sections import Evaluate
+    from headway.recipes.vision import VisionConfig
+
+    root = Path(__file__).parent.parent
+    files = [*root.glob("configs/**/*.yaml"), root / "src/headway/starters/vision.yaml"]
+    vision = [load_config(file) for file in files if "read_rows:" in file.read_text()]
+    assert len(vision) >= 4
+    for config in vision:
+        assert config.evaluate.worst_rows <= config.task.read_rows, config.run.name
+    assert Evaluate(every_steps=1).worst_rows <= VisionConfig.model_fields["read_rows"].default
 
 
 def test_what_is_read_is_the_models_own_greedy_answer(tmp_path: Path, family: str) -> None:
@@ -544,6 +650,108 @@ def test_predict_on_the_command_line_takes_a_folder_and_pages(trained: Any, tmp_
         ("a.png", None), ("b.tif", 0), ("b.tif", 1),
     ]  # fmt: skip
     assert all("text" in x and "fields" in x and x["seconds"] > 0 for x in lines)
+
+
+def asked_on_the_command_line(*arguments: str, longest: int = 3) -> Any:
+    from typer.testing import CliRunner
+
+    from headway.cli import build_app
+
+    given = ["predict", *arguments, "--max-new-tokens", str(longest)]
+    return CliRunner().invoke(build_app(), given)
+
+
+def folder_with_damage(folder: Path) -> list[str]:
+    """Pictures of which three cannot be read; the names of the others."""
+    folder.mkdir()
+    for name in ("a.png", "c.png", "f.png"):
+        (folder / name).write_bytes(png(drawn("RED 3")))
+    (folder / "b.png").write_bytes(png(drawn("RED 3"))[:60])
+    (folder / "d.jpg").write_bytes(b"no picture")
+    Image.new("L", (5000, 3)).save(folder / "e.png")
+    return ["a.png", "c.png", "f.png"]
+
+
+@pytest.mark.parametrize("json_too", [True, False])
+def test_damaged_pictures_of_a_folder_are_named_and_stop_no_other(
+    trained: Any, tmp_path: Path, json_too: bool
+) -> None:
+    good = folder_with_damage(tmp_path / "scans")
+    options = ["--json"] if json_too else []
+    done = asked_on_the_command_line(
+        str(trained.folder), "--image", str(tmp_path / "scans"), *options
+    )
+    assert isinstance(done.exception, DataError) and done.exception.exit_code == 65
+    assert "3 of 6 have no answer" in str(done.exception)
+    for name, why in (("b.png", "damaged"), ("d.jpg", "no picture"), ("e.png", "cannot take")):
+        (line,) = [line for line in done.stderr.splitlines() if name in line]
+        assert line.startswith("headway: --image: ") and why in line
+    if json_too:
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [Path(x["image"]).name for x in lines] == [f"{n}.{e}" for n, e in zip(
+            "abcdef", ("png", "png", "png", "jpg", "png", "png"), strict=True)]  # fmt: skip
+        answered = [Path(x["image"]).name for x in lines if "text" in x]
+        assert answered == good
+        assert all(x["error"] for x in lines if Path(x["image"]).name not in good)
+    else:
+        named = [line.split(" (")[0] for line in done.stderr.splitlines() if "tokens, " in line]
+        assert [Path(line).name for line in named] == good
+
+
+def test_where_nothing_can_be_read_the_model_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    done = asked_on_the_command_line(str(tmp_path / "no-run"), "--image", str(tmp_path / "a.png"))
+    assert isinstance(done.exception, DataError) and "a.png" in str(done.exception)
+
+
+def test_a_line_of_a_file_that_cannot_be_answered_is_named_and_stops_no_other(
+    trained: Any, tmp_path: Path
+) -> None:
+    folder_with_damage(tmp_path / "scans")
+    asked = [{"image": str(tmp_path / "scans" / name)} for name in ("a.png", "b.png", "c.png")]
+    asked.append({"image": str(tmp_path / "none.png")})
+    file = write_rows(tmp_path / "asked.jsonl", asked)
+    done = asked_on_the_command_line(str(trained.folder), "--file", str(file), "--json")
+    assert isinstance(done.exception, DataError) and "2 of 4" in str(done.exception)
+    assert [("text" in json.loads(line)) for line in done.stdout.splitlines()] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    assert f"headway: {file}:2: picture 1" in done.stderr and f"{file}:4: picture 1" in done.stderr
+    one = write_rows(tmp_path / "one.jsonl", asked[1:2])
+    done = asked_on_the_command_line(str(trained.folder), "--file", str(one))
+    assert isinstance(done.exception, DataError)
+    assert str(done.exception).startswith(f"{one}:1: picture 1") and done.stdout == ""
+
+
+def test_a_line_that_asks_nothing_of_a_run_without_an_instruction_is_named(tmp_path: Path) -> None:
+    train(config_of(tmp_path, "vision-lora"))
+    (tmp_path / "a.png").write_bytes(png(drawn("RED 3")))
+    asked = {"image": str(tmp_path / "a.png")}
+    file = write_rows(tmp_path / "asked.jsonl", [{**asked, "instruction": "Read."}, asked])
+    done = asked_on_the_command_line(str(tmp_path / "runs/run"), "--file", str(file))
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith(f"{file}:2: predict: this run's rows each had")
+
+
+def test_predict_says_when_an_answer_was_cut(
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from headway.cli.predict import say_answer
+
+    (tmp_path / "page.png").write_bytes(png(drawn("RED 3")))
+    request = {"image": str(tmp_path / "page.png")}
+    given = [str(trained.folder), "--image", request["image"]]
+    for longest in (1, 30):
+        whole = trained.predict({**request, "max_new_tokens": longest})
+        plain = asked_on_the_command_line(*given, longest=longest)
+        told = json.loads(asked_on_the_command_line(*given, "--json", longest=longest).stdout)
+        assert told["finished"] == whole["finished"]
+        assert (f"cut off after {longest} tokens" in plain.stderr) == (not whole["finished"])
+    for finished in (True, False):  # a model this young may never end
+        say_answer(request, {"text": "x", "tokens": 7, "seconds": 1, "finished": finished}, False)
+        said = capsys.readouterr()
+        assert said.out == "x\n"
+        assert ("cut off after 7 tokens: --max-new-tokens" in said.err) == (not finished)
 
 
 # ------------------------------------------------------------------ augmentation and batches

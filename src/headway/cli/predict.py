@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from headway.cli.use import RUN, STEP
 
 if TYPE_CHECKING:
+    from headway.api import TrainedRun
     from headway.engine.task import Recipe
 
 
@@ -52,6 +54,16 @@ Instruction = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and where it was given: an option, or line 3 of a file."""
+
+    where: str
+    request: Mapping[str, Any]
+    problem: str = ""
+    """Why it cannot be answered, where that is known already."""
+
+
 def predict(
     run: RUN,
     prompt: Prompt = None,
@@ -89,12 +101,38 @@ def predict(
     )
     trained = load_run(run, step)
     check_all(trained.recipe, requests, given)
-    for _, request in requests:
-        say_answer(request, trained.predict({**given, **request}), json)
+    answer_all(trained, requests, given, json)
+
+
+def answer_all(
+    trained: TrainedRun, requests: Sequence[Asked], options: Mapping[str, Any], json: bool
+) -> None:
+    """Answer one request after the other. One whose data cannot be read is named and stops none of
+    the others; DataError at the end, where there was any."""
+    from headway.errors import ConfigError, DataError
+
+    failed = 0
+    for asked in requests:
+        try:
+            if asked.problem:
+                raise DataError(asked.problem)
+            answer = trained.predict({**options, **asked.request})
+        except ConfigError as error:
+            raise ConfigError(f"{asked.where}: {error}") from error
+        except DataError as error:
+            if len(requests) == 1:
+                raise DataError(f"{asked.where}: {error}") from error
+            failed += 1
+            say_failure(asked, str(error), json)
+        else:
+            say_answer(asked.request, answer, json)
+    if failed:
+        raise DataError(f"{failed:,} of {len(requests):,} have no answer; each is named above")
 
 
 def say_answer(request: Mapping[str, Any], answer: Mapping[str, Any], json: bool) -> None:
-    """One answer on stdout; of a picture, which it was and how long it took on stderr."""
+    """One answer on stdout; on stderr of a picture, which it was and how long it took, and whether
+    the answer was cut."""
     import json as json_module
 
     if json:
@@ -104,14 +142,28 @@ def say_answer(request: Mapping[str, Any], answer: Mapping[str, Any], json: bool
         facts = f"{answer['tokens']} tokens, {answer['seconds']:.1f} s"
         typer.secho(f"{picture_name(request)} ({facts})", bold=True, err=True)
     typer.echo(shown(answer["text"]))
+    if answer.get("finished") is False:
+        typer.echo(
+            f"(cut off after {answer['tokens']} tokens: --max-new-tokens allows more)", err=True
+        )
 
 
-def picture_requests(given: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
-    """(where, request) of every page of every picture; ConfigError for a path without one."""
+def say_failure(asked: Asked, why: str, json: bool) -> None:
+    """A request without an answer, on stderr; as JSON on stdout too, where its line would be."""
+    import json as json_module
+
+    if json:
+        typer.echo(json_module.dumps({**asked.request, "error": why}))
+    typer.echo(f"headway: {asked.where}: {why}", err=True)
+
+
+def picture_requests(given: Sequence[Path]) -> list[Asked]:
+    """Every page of every picture. ConfigError for a path without one, DataError where none of
+    them can be read."""
     from headway.data.pictures import ENDINGS, Picture, pages
-    from headway.errors import ConfigError
+    from headway.errors import ConfigError, DataError
 
-    found: list[tuple[str, dict[str, Any]]] = []
+    found: list[Asked] = []
     for place in given:
         if not place.exists():
             raise ConfigError(f"--image {place}: there is no such file or folder")
@@ -120,10 +172,16 @@ def picture_requests(given: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
         if not files:
             raise ConfigError(f"--image {place}: no picture in it ({', '.join(ENDINGS)})")
         for file in files:
-            count = pages(Picture(f"--image {file}", path=str(file)))
+            request = {"image": str(file)}
+            try:
+                count = pages(Picture("picture 1", path=str(file)))
+            except DataError as error:
+                found.append(Asked("--image", request, str(error)))
+                continue
             for page in range(count):
-                more = {"page": page} if count > 1 else {}
-                found.append((f"--image {file}", {"image": str(file), **more}))
+                found.append(Asked("--image", {**request, **({"page": page} if count > 1 else {})}))
+    if all(asked.problem for asked in found):
+        raise DataError("\n".join(f"{asked.where}: {asked.problem}" for asked in found))
     return found
 
 
@@ -138,8 +196,8 @@ def given_only(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def requests_of(file: Path | None, **kinds: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(where it was given, request) of each; ConfigError for options that say two things.
+def requests_of(file: Path | None, **kinds: Any) -> list[Asked]:
+    """What is asked; ConfigError for options that say two things.
 
     ``kinds``: ``prompt``, ``chain``, ``image`` and ``part``, as given or empty.
     """
@@ -154,38 +212,34 @@ def requests_of(file: Path | None, **kinds: Any) -> list[tuple[str, dict[str, An
     if file and not file.is_file():
         raise ConfigError(f"--file {file}: there is no such file")
     if file:
-        return [(record.where, dict(record.data)) for record in read_records(str(file))]
+        return [Asked(record.where, record.data) for record in read_records(str(file))]
     match found:
         case {"prompt": texts}:
-            return [("--prompt", {"prompt": text}) for text in texts]
+            return [Asked("--prompt", {"prompt": text}) for text in texts]
         case {"chain": chain}:
             if "steps" not in chain:
                 raise ConfigError(f"{names[0]} needs --steps: the texts that get a number")
             lines = [line for text in chain["steps"] for line in text.splitlines() if line.strip()]
-            return [("--steps", {"problem": "", **chain, "steps": lines})]
+            return [Asked("--steps", {"problem": "", **chain, "steps": lines})]
         case {"image": places}:
             return picture_requests(places)
         case {"part": edit}:
-            return [("--part", edit)]
+            return [Asked("--part", edit)]
     raise ConfigError(
         "predict needs --prompt TEXT, --steps TEXT, --image FILE, --part FILE or "
         "--file REQUESTS.jsonl"
     )
 
 
-def check_all(
-    recipe: Recipe,
-    requests: Sequence[tuple[str, Mapping[str, Any]]],
-    options: Mapping[str, Any],
-) -> None:
+def check_all(recipe: Recipe, requests: Sequence[Asked], options: Mapping[str, Any]) -> None:
     """Refuse an odd request, naming where it was given, before the first is answered."""
     from headway.errors import ConfigError
 
-    for where, request in requests:
+    for asked in requests:
         try:
-            recipe.check_request({**options, **request})
+            recipe.check_request({**options, **asked.request})
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{asked.where}: {error}") from error
 
 
 def shown(text: str) -> str:

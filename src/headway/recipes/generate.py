@@ -35,7 +35,8 @@ def check(request: Mapping[str, Any]) -> None:
 
 
 def generate(task: TextTask, request: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
-    """``prompt`` or ``messages`` -> ``text`` (the answer alone), ``tokens``, ``seconds``.
+    """``prompt`` or ``messages`` -> ``text`` (the answer alone), ``tokens``, ``seconds``; of a
+    ``chat`` also ``finished``: the answer came to its end and was not cut off.
 
     Greedy unless ``temperature`` is above 0; then drawn by ``seed``. Raises ConfigError for unknown
     keys, or where there is nothing to answer.
@@ -51,10 +52,13 @@ def generate(task: TextTask, request: Mapping[str, Any], *, chat: bool) -> dict[
         torch.manual_seed(int(request.get("seed", 0)))
         with generating(task.model) as model:
             made = continued(base_model(model), ids, new_tokens, temperature, pad_id(task))
-    answer = made[0, ids.shape[1] :]
+    answer = made[0, ids.shape[1] :].tolist()
+    ends = base_model(task.model).generation_config.eos_token_id
+    finished = bool({*answer[-1:]} & {*(ends if isinstance(ends, list) else [ends])})
     return {
-        "text": task.tokenizer.decode(answer.tolist(), skip_special_tokens=True),
+        "text": task.tokenizer.decode(answer, skip_special_tokens=True),
         "tokens": len(answer),
+        **({"finished": finished} if chat else {}),
         "seconds": time.perf_counter() - started,
     }
 

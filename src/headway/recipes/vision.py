@@ -69,7 +69,8 @@ class VisionConfig(BaseModel):
     augmentation: Augmentation | None = None
     """Show each training picture a little different each time; left out: as it is."""
     read_rows: int = Field(default=32, ge=0)
-    """Held-out rows that each evaluation reads aloud, for the error rates: always the same."""
+    """Held-out rows that each evaluation reads aloud, for the error rates: always the same. The
+    rows of highest error rate are looked for among these: read at least `evaluate.worst_rows`."""
     answer_tokens: int = Field(default=1024, ge=1)
     """Longest answer that is read aloud at an evaluation, in tokens."""
     data: ImageData
@@ -250,7 +251,7 @@ def with_reading(task: VisionTask, evaluation: Evaluation, go_on: GoOn) -> Evalu
         evaluation,
         metrics=metrics,
         baselines=baselines,
-        worst=vision_view.worst(task, evaluation, by_row, new_tokens),
+        worst=vision_view.worst(task, evaluation, by_row, new_tokens, go_on),
         of_rows=part_of(task.held_total, evaluation),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headway.data.page_text import fields_of
-from headway.data.pictures import decoded, picture_of, question
+from headway.data.pictures import decoded, named, picture_of, question
 from headway.engine.evaluate import undisturbed
 from headway.engine.precision import autocast
 from headway.engine.task import GoOn, no_stop
@@ -86,22 +86,24 @@ def prompt_of(
     task: VisionTask, request: Mapping[str, Any]
 ) -> tuple[NDArray[np.int32], list[Arrays]]:
     """Token ids [tokens] and pictures of a request, written as a training row is."""
-    given = request.get("images", None) or [request["image"]]
-    images = []
-    for number, value in enumerate(given, 1):
-        picture = picture_of(value, f"picture {number}", "")
-        if request.get("page"):
-            picture = type(picture)(picture.where, picture.path, picture.data, request["page"])
-        images.append(decoded(picture, task.reading))
     instruction = request.get("instruction", task.instruction)
     if instruction is None:
         raise ConfigError(
             "predict: this run's rows each had an instruction of their own; give --instruction"
         )
-    try:
-        features = [task.eyes.features(image.height, image.width) for image in images]
-    except ValueError as error:
-        raise DataError(f"predict: a picture that this model cannot take: {error}") from error
+    given = request.get("images", None) or [request["image"]]
+    images, features = [], []
+    for number, value in enumerate(given, 1):
+        picture = replace(picture_of(value, f"picture {number}", ""), page=request.get("page", 0))
+        image = decoded(picture, task.reading)
+        try:
+            features.append(task.eyes.features(image.height, image.width))
+        except ValueError as error:
+            raise DataError(
+                f"{named(picture)}: {image.width} x {image.height} pixels, which this model cannot "
+                f"take: {error}. Crop it"
+            ) from error
+        images.append(image)
     messages = question(instruction, len(images))
     ids = task.writer.prompt(messages, features, "the request")
     return ids, [task.eyes.pixels(image) for image in images]

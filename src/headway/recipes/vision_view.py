@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from headway.data.pictures import ImageExample, ImageSplits, PromptWriter, decoded
 from headway.data.pictures.load import budget_lines, read_images
 from headway.data.prepare import refuse_unusable
-from headway.engine.task import RowAsRead, Survey
+from headway.engine.task import GoOn, RowAsRead, Survey
 from headway.errors import DataError
 from headway.models.eyes import Eyes
 from headway.models.files import model_files
@@ -141,9 +141,10 @@ def survey(
 
 
 def worst(
-    task: VisionTask, evaluation: Evaluation, heard: Heard, new_tokens: int
+    task: VisionTask, evaluation: Evaluation, heard: Heard, new_tokens: int, go_on: GoOn
 ) -> tuple[RowLoss, ...]:
-    """The rows of highest loss, and as many of highest error rate, each once, as they are seen."""
+    """The rows of highest loss, and as many of highest error rate among those that were heard, each
+    once, as they are seen."""
     from headway.recipes.ocr_metrics import score_page
     from headway.recipes.vision_reading import read_held
 
@@ -154,7 +155,7 @@ def worst(
     unread = [row for row in by_loss if row not in heard] if heard else []
     more = {
         row: (found.text, score_page(found.text, task.held[row].row.answer))
-        for row, found in zip(unread, read_held(task, unread, new_tokens), strict=True)
+        for row, found in zip(unread, read_held(task, unread, new_tokens, go_on), strict=True)
     }
     everything = {**heard, **more}
     found = list(by_loss.values())

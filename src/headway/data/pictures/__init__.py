@@ -1,6 +1,6 @@
 """Rows with pictures: from files to conversations whose pictures are decoded when they are used."""
 
-from headway.data.pictures.images import ENDINGS, Picture, Reading, decoded, pages
+from headway.data.pictures.images import ENDINGS, Picture, Reading, decoded, named, pages
 from headway.data.pictures.load import ImageExample, ImageSplits, Measures, prepare_images
 from headway.data.pictures.prompt import PromptWriter, chosen_template
 from headway.data.pictures.records import ImageRow, picture_of, question, recognise
@@ -18,6 +18,7 @@ __all__ = [
     "Reading",
     "chosen_template",
     "decoded",
+    "named",
     "pages",
     "picture_of",
     "prepare_images",

@@ -1,9 +1,10 @@
 """One picture, from where it lies to RGB pixels: the same pixels every time, or an error in words.
 
 *Promises.* Nothing is decoded before it is asked for. A picture stands as its EXIF note says; what
-is transparent is white; one larger than the limit is refused before its pixels are unpacked. What
-cannot be read is a DataError that names file, line and picture. Nothing is executed: formats that
-PIL gives to other programs (EPS) are not read. *Does not promise* colours: profiles are ignored.
+is transparent is white; one larger than the limit is refused before its pixels are unpacked, and
+one that does not say which of its values is white is refused too. What cannot be read is a
+DataError that names file, line and picture. Nothing is executed: formats that PIL gives to other
+programs (EPS) are not read. *Does not promise* colours: profiles are ignored.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import binascii
 import hashlib
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm",
-    ".jp2",
+    ".jp2", ".mpo",
 )  # fmt: skip
+RULES = 2
+"""Another number wherever pictures are refused that were read before: what is kept of them is then
+looked at again."""
 MOST_PIXELS = 178_956_970
 """PIL itself refuses more as a decompression bomb; above half of it, it warns."""
 DAMAGE = (
@@ -39,6 +44,7 @@ DAMAGE = (
     MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 """What PIL's readers raise for damaged files."""
+_PILLOW = re.compile(r"PIL\.")
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -65,8 +71,9 @@ class Reading(BaseModel):
     )
     unreadable: Literal["error", "skip"] = Field(
         "error",
-        description="What to do with a row whose picture is missing, damaged or too large: stop "
-        "and name it, or leave it out and count it (see max_dropped).",
+        description="What to do with a row whose picture is missing, damaged, too large or of a "
+        "shape that the model cannot take: stop and name it, or leave it out and count it (see "
+        "max_dropped). `headway predict` always names such a picture and goes on to the next.",
     )
 
 
@@ -104,10 +111,10 @@ def content(picture: Picture) -> bytes:
             raw = Path(picture.path).read_bytes()
     except (OSError, ImportError, ValueError) as error:
         why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(f"{_named(picture)}: {why}; a path is relative to its data file") from error
+        raise DataError(f"{named(picture)}: {why}; a path is relative to its data file") from error
     if raw.startswith(_LFS):
         raise DataError(
-            f"{_named(picture)}: this is a Git-LFS pointer, not a picture; run `git lfs pull` there"
+            f"{named(picture)}: this is a Git-LFS pointer, not a picture; run `git lfs pull` there"
         )
     return raw
 
@@ -133,32 +140,37 @@ def decoded_bytes(raw: bytes, picture: Picture, reading: Reading) -> Image:
             if width * height > reading.decoded_pixels:
                 raise DataError(_too_large(picture, f"{width} x {height} pixels", reading))
             opened.load()
+            scale = _scale(opened, picture)
             upright = ImageOps.exif_transpose(opened)
-            return _placed(_rgb(upright), reading)
+            return _placed(_rgb(_eight_bits(upright, scale, picture)), reading)
     except Image.DecompressionBombError as error:
         raise DataError(_too_large(picture, str(error), reading)) from error
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{_named(picture)}: no picture in a known format ({', '.join(FORMATS)}), "
+            f"{named(picture)}: no picture in a known format ({', '.join(FORMATS)}), "
             f"{len(raw):,} bytes"
         ) from error
     except DataError:
         raise
     except DAMAGE as error:
-        raise DataError(f"{_named(picture)}: the picture is damaged: {error}") from error
+        raise DataError(f"{named(picture)}: the picture is damaged: {error}") from error
 
 
 def pages(picture: Picture) -> int:
-    """How many pages its file has. DataError as for ``decoded``."""
+    """How many pages its file has. DataError as for ``decoded``.
+
+    A multi-picture JPEG (MPO, of cameras) is one: what follows its first picture is that picture
+    from another eye, or smaller.
+    """
     _needs_pillow()
     from PIL import Image
 
     raw = content(picture)
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
-            return int(getattr(opened, "n_frames", 1))
+            return 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
     except (Image.DecompressionBombError, *DAMAGE) as error:
-        raise DataError(f"{_named(picture)}: no picture that can be read: {error}") from error
+        raise DataError(f"{named(picture)}: no picture that can be read: {error}") from error
 
 
 def from_base64(text: str, where: str) -> Picture:
@@ -169,6 +181,25 @@ def from_base64(text: str, where: str) -> Picture:
         return Picture(where, data=base64.b64decode("".join(body.split()), validate=True))
     except (binascii.Error, ValueError) as error:
         return Picture(where, problem=f"not base64: {error}")
+
+
+def from_pil(image: Any, where: str) -> Picture:
+    """A picture that PIL has open already (a row of a Hugging Face dataset), upright, as PNG bytes;
+    with a ``problem`` where it cannot be read."""
+    from PIL import ImageOps
+
+    picture = Picture(where)
+    try:
+        image.load()
+        scale = _scale(image, picture)
+        upright = ImageOps.exif_transpose(image)
+        if scale is not None or upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            upright = _rgb(_eight_bits(upright, scale, picture))
+        return replace(picture, data=png_bytes(upright))
+    except DataError as error:
+        return replace(picture, problem=str(error).removeprefix(f"{where}: "))
+    except DAMAGE as error:
+        return replace(picture, problem=f"the picture is damaged: {error}")
 
 
 def png_bytes(image: Any) -> bytes:
@@ -195,15 +226,57 @@ def kept(picture: Picture, raw: bytes, folder: Path) -> Picture:
     return Picture(picture.where, path=str(file), page=picture.page)
 
 
-def _rgb(image: Any) -> Any:
-    """Any of PIL's modes as RGB; what is transparent lies on white."""
+def _scale(opened: Any, picture: Picture) -> tuple[int, int] | None:
+    """The values that are black and white in a picture of more than 8 bits; None for any other.
+
+    DataError where its file does not say. TIFF's tags: 258 bits, 262 which end is black (0: the
+    upper), 339 kind of number (1: unsigned). All other formats fill 16 bits.
+    """
+    tags = opened.tag_v2 if opened.format == "TIFF" else {}
+    signed = any(kind != 1 for kind in tags.get(339, (1,)))
+    fills_16 = opened.format in ("PNG", "PPM")
+    if signed or opened.mode == "F" or (opened.mode == "I" and not fills_16):
+        raise DataError(
+            f"{named(picture)}: its values are signed, fractions or of 32 bits, and which of them "
+            "is white nobody says. Save it with 8 bits a colour"
+        )
+    bits = max(tags.get(258, (16 if opened.mode.startswith("I") else 8,)))
+    if bits <= 8:
+        return None
+    most = (1 << bits) - 1
+    return (most, 0) if tags and tags.get(262, 0) == 0 else (0, most)
+
+
+def _eight_bits(image: Any, scale: tuple[int, int] | None, picture: Picture) -> Any:
+    """The picture with 8 bits a colour. DataError where it is so dark that its scale must be
+    another: 12 bits are often kept in 16."""
     import numpy as np
     from PIL import Image
 
-    if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits: PIL would cut them off
-        values = np.asarray(image, dtype=np.float64)
-        most = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values.clip(0, most) * (255.0 / most)).astype(np.uint8))
+    if scale is None:
+        return image
+    grey = image.mode.startswith("I")
+    values = np.asarray(image)
+    most = max(scale) if grey else 255  # of colours PIL has cut off what is beyond 8 bits
+    if 0 < values.max(initial=0) <= most // 4:
+        raise DataError(
+            f"{named(picture)}: none of its values is above a quarter of {max(scale):,}, so that "
+            "its scale seems to be another. Save it with 8 bits a colour"
+        )
+    if not grey:
+        return image
+    black, white = scale
+    shades = np.rint(255 * (np.arange(most + 1) - black) / (white - black)).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if clear is not None:
+        shades[clear] = 255
+    return Image.fromarray(shades[values])
+
+
+def _rgb(image: Any) -> Any:
+    """Any of PIL's modes of 8 bits as RGB; what is transparent lies on white."""
+    from PIL import Image
+
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         clear = image.convert("RGBA")
         white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
@@ -228,25 +301,26 @@ def _placed(image: Any, reading: Reading) -> Any:
     return image
 
 
-def _named(picture: Picture) -> str:
+def named(picture: Picture) -> str:
+    """What a message calls it: where it was given, which page, which file."""
     page = f", page {picture.page + 1}" if picture.page else ""
     return f"{picture.where}{page}" + (f" ({picture.path})" if picture.path else "")
 
 
 def _too_large(picture: Picture, what: str, reading: Reading) -> str:
     return (
-        f"{_named(picture)}: too large to unpack: {what}, and images.decoded_pixels allows "
+        f"{named(picture)}: too large to unpack: {what}, and images.decoded_pixels allows "
         f"{reading.decoded_pixels:,}. Is it what it seems? Scale it down, or raise the limit"
     )
 
 
 def _needs_pillow() -> None:
-    """DataError without Pillow; and it shall not warn of sizes, on which ``decoded_pixels``
-    decides."""
+    """DataError without Pillow; and it shall not warn: of sizes, on which ``decoded_pixels``
+    decides, or of notes in a file that it cannot read. What it cannot unpack is an error."""
     try:
-        from PIL.Image import DecompressionBombWarning
+        import PIL.Image  # noqa: F401
     except ImportError as error:
         raise DataError("pictures need: pip install 'headway[vision]'") from error
     # Once and for good: `catch_warnings` would be undone by another thread that decodes.
-    if not any(kind is DecompressionBombWarning for _, _, kind, *_ in warnings.filters):
-        warnings.simplefilter("ignore", DecompressionBombWarning)
+    if not any(where == _PILLOW for *_, where, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)

@@ -18,7 +18,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.data.pictures.images import Picture, Reading, content, decoded_bytes, kept
+from headway.data.pictures.images import (
+    RULES,
+    Picture,
+    Reading,
+    content,
+    decoded_bytes,
+    kept,
+    named,
+)
 from headway.data.pictures.prompt import PromptWriter, is_blank
 from headway.data.pictures.records import ImageRow, recognise
 from headway.data.pictures.section import ImageData
@@ -28,6 +36,10 @@ from headway.data.sources import Source, read_records
 from headway.errors import DataError
 
 UNREADABLE = "a picture that cannot be read"
+UNTAKEN = "a picture that the model cannot take"
+LEAVE_OUT = (
+    "leave out the row, or set data.images.unreadable: skip to leave such rows out and count them"
+)
 Size = tuple[int, int]
 
 
@@ -184,9 +196,12 @@ def _example(
         tally.drop("nothing to learn: no answer, or an empty one", row.where)
         return None
     try:
-        features = tuple(measures.features(*size) for size in looked.sizes)
+        features = _features(looked, measures)
     except ValueError as error:
-        raise DataError(f"{row.where}: a picture that this model cannot take: {error}") from error
+        if data.images.unreadable == "error":
+            raise DataError(f"{error}. Crop it, {LEAVE_OUT}") from error
+        tally.drop(UNTAKEN, str(error))
+        return None
     ids, supervised = writer.example(row.messages, features, row.where)
     full, pictured = len(ids), np.flatnonzero(ids == writer.image_id)
     tally.longest_tokens = max(tally.longest_tokens, full)
@@ -214,11 +229,25 @@ def _example(
     return ImageExample(row, ids, supervised, features, looked.sizes, start, full)
 
 
+def _features(looked: _Looked, measures: Measures) -> tuple[int, ...]:
+    """Of each picture. ValueError that names the one of which the model makes none."""
+    found = []
+    for picture, (height, width) in zip(looked.row.pictures, looked.sizes, strict=True):
+        try:
+            found.append(measures.features(height, width))
+        except ValueError as error:
+            raise ValueError(
+                f"{named(picture)}: {width} x {height} pixels, which this model cannot take: "
+                f"{error}"
+            ) from error
+    return tuple(found)
+
+
 class _Album:
     """What is known of pictures by their content: their size, or why they cannot be read."""
 
     def __init__(self, cache: Path, reading: Reading) -> None:
-        shown = reading.model_dump_json(exclude={"unreadable"})
+        shown = f"{RULES} {reading.model_dump_json(exclude={'unreadable'})}"
         self.reading = reading
         self.folder = cache / "pictures"
         self.file = self.folder / f"{hashlib.sha256(shown.encode()).hexdigest()[:24]}.json"
@@ -252,10 +281,7 @@ class _Album:
                 yield self._looked(recognise(record, instruction))
             except _Unreadable as error:
                 if self.reading.unreadable == "error":
-                    raise DataError(
-                        f"{error}. Repair or leave out the row, or set data.images.unreadable: "
-                        "skip to leave such rows out and count them"
-                    ) from error
+                    raise DataError(f"{error}. Repair it, {LEAVE_OUT}") from error
                 yield _Looked(error.row, (str(error),), (), str(error))
 
     def _looked(self, row: ImageRow) -> _Looked:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.data.formats import Record
-from headway.data.pictures.images import Picture, from_base64, png_bytes
+from headway.data.pictures.images import Picture, from_base64, from_pil
 from headway.errors import DataError
 
 SHAPES = (
@@ -97,7 +97,7 @@ def picture_of(value: Any, where: str, folder: str) -> Picture:
             return picture_of(value["url"], where, folder)
         value = value.get("path")
     if hasattr(value, "save") and hasattr(value, "convert"):
-        return Picture(where, data=png_bytes(value))
+        return from_pil(value, where)
     if not isinstance(value, str) or not value:
         raise DataError(f"{where}: no picture: {value!r:.80}. Known rows are {SHAPES}")
     if value.startswith("data:"):
