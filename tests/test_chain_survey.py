@@ -153,8 +153,8 @@ def test_a_config_is_looked_at_as_it_would_train_with_these_overrides(tmp_path: 
 
 
 def test_what_cannot_be_shown_is_refused_and_so_is_a_second_tokenizer(tmp_path: Path) -> None:
-    pretrain = written(tmp_path, tree_of("pretrain", tmp_path))
-    done = command("show", pretrain)
+    other = written(tmp_path, tree_of("toy", tmp_path))
+    done = command("show", other)
     assert isinstance(done.exception, ConfigError) and "no way to show it" in str(done.exception)
     done = command("lint", config_file(tmp_path / "own"), "--tokenizer", "x")
     assert isinstance(done.exception, ConfigError) and "names its own" in str(done.exception)

@@ -188,7 +188,7 @@ def test_dimensions_in_use_are_counted_and_errors_are_in_mm() -> None:
     assert baselines["dimension_mae_mm/constant mean"] > 5
     off = held.shares.copy()
     off[:, 0] += 0.1  # each family's first dimension by a tenth of its range
-    errors, _, _ = dimension_errors(held, train_rows, np.arange(30), off)
+    errors, _ = dimension_errors(held, train_rows, np.arange(30), off)
     for row in range(30):
         family = FAMILIES[held.graphs.family[row]]
         first = family.parameters[0]

@@ -13,17 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cases import tiny_base, tree_of
+from cases import tree_of
+from exact_edits import Exact, exact_rows, written
 from headway.api import load_run, train
 from headway.config import RunConfig
-from headway.data.cad import FAMILIES, EditRows, edits, json_edits, read_json_edits
-from headway.data.cad.families import normalised
-from headway.data.cad.rows import arrays_of
+from headway.data.cad import FAMILIES, json_edits, read_json_edits
 from headway.errors import CheckpointError, ConfigError, DataError
 from headway.models.graph_vae import GraphVae, VaeShape
 from headway.models.tuning import ADAPTER_FILE
 from headway.recipes.edit_metrics import errors, measure, of_parts, ridge
-from headway.recipes.edit_rows import NAMES, EditText, WrittenEdits, directions, split_off
+from headway.recipes.edit_rows import NAMES, WrittenEdits, directions, split_off
 from headway.recipes.editor_config import LatentEditorConfig
 from headway.recipes.editor_files import load_editor
 from headway.recipes.graph_use import export_vae
@@ -39,50 +38,6 @@ def built(folder: Path, case: str = "latent_editor-lora", **keys: Any) -> Any:
     return LatentEditorRecipe().build(
         LatentEditorConfig.model_validate(tree), context(cache=folder / "cache")
     )
-
-
-def exact_rows(count: int, seed: int = 0) -> EditRows:
-    """Edits whose latents are the family, one of six, and the shares of the dimensions."""
-    made = edits(seed, 0, count)
-    arrays = arrays_of(made)
-    family = arrays["family"].astype(np.int64)
-
-    def latent(values: np.ndarray) -> np.ndarray:
-        z = np.zeros((count, 15), np.float32)
-        z[np.arange(count), family] = 1
-        for index, kind in enumerate(FAMILIES):
-            mine = family == index
-            z[mine, 6:] = normalised(kind, values[mine])
-        return z
-
-    return EditRows(
-        instructions=tuple(e.instruction for e in made),
-        z_src=latent(arrays["values"]),
-        z_tgt=latent(arrays["target"]),
-        changes=tuple(e.changes for e in made),
-        kinds=tuple(e.kind for e in made),
-        family=family,
-        values=arrays["values"],
-        vae_sha256=None,
-    )
-
-
-class Exact(torch.nn.Module):
-    """An autoencoder without an error: reads what ``exact_rows`` wrote."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def read(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return z[:, :6], z[:, None, 6:].expand(-1, 6, -1)
-
-
-def written(rows: EditRows, folder: Path) -> WrittenEdits:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base(folder))
-    return WrittenEdits(rows, EditText(tokenizer, "{instruction}\n", 1, 128))
 
 
 # ------------------------------------------------------------------ reading at the last token

@@ -21,7 +21,7 @@ from headway.evals import brief, write
 from headway.journal import Journal
 from headway.recipes.score_metrics import Scored, measure, reliability
 from headway.records import Evaluation, RowLoss
-from headway.report.figures import columns, figures, grid, place_of
+from headway.report.figures import Figures, columns, figures, grid, grids, place_of
 from headway.report.html import report_html
 from headway.report.reliability import bins_of
 from headway.viewing import write_report
@@ -112,6 +112,39 @@ def test_a_second_baseline_has_a_row_of_its_own_and_none_has_no_column() -> None
     alone = figures({"metrics": {"loss": 0.5, "s/r2": "nan"}})
     assert grid(alone)[0] == [("name", "metric"), ("value", "all"), ("value", "s")]
     assert grid(alone)[1] == [["loss", "0.500", "–"], ["r2", "–", "nan"]]
+
+
+def widths(found: Figures, most: int) -> list[int]:
+    """How wide each table is in a terminal, its columns two spaces apart."""
+    return [
+        sum(max(map(len, c)) + 2 for c in zip([t for _, t in head], *rows, strict=True)) - 2
+        for head, rows in grids(found, most)
+    ]
+
+
+def test_a_table_that_fits_is_one_and_many_sources_have_tables_of_their_own() -> None:
+    few = figures(asdict(evaluation()))
+    assert grids(few, 1000) == [grid(few)]
+    names = [f"dimension_{n}" for n in range(18)]
+    metrics = {"loss": 0.1, "delta_mse": 0.2, "n": 40.0}
+    metrics |= {f"{name}/{m}": 0.25 for name in names for m in ("magnitude", "moved_right", "n")}
+    baselines = {"delta_mse/no change": 0.3, "delta_mse/straight line": 0.15}
+    baselines |= {f"{name}/magnitude/no change": 0.0 for name in names}
+    found = figures({"metrics": metrics, "baselines": baselines})
+    (whole,) = widths(found, 10_000)
+    assert whole > 250, "not wide: nothing is proved"
+    assert max(widths(found, 100)) <= 100
+    over_all, by_source = grids(found, 100)
+    assert [row[0] for row in over_all[1]] == ["n", "loss", "delta mse", ""]
+    assert [title for _, title in by_source[0]] == [
+        "of", "magnitude", "no change", "moved right", "n",
+    ]  # fmt: skip
+    assert by_source[1][3] == ["dimension_3", "0.250", "0", "0.250", "0"]
+    narrow = grids(found, 40)
+    assert max(widths(found, 40)[1:]) <= 40 and len(narrow) > 2
+    assert {title for head, _ in narrow[1:] for _, title in head} == {
+        "of", "magnitude", "no change", "moved right", "n",
+    }  # fmt: skip
 
 
 @given(st.text("ab/_", max_size=6), st.text("ab_", min_size=1, max_size=4))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headway.cli.bare_data import lint_bare, show_bare
 from headway.cli.cad import cad_edits, cad_parts
 from headway.cli.crop_headers import crop_headers
 from headway.cli.step_labels import step_labels
@@ -62,6 +63,10 @@ def show(
         for row in islice(recipe.rows_as_read(config.task, cache), start, start + rows):
             _show_row(row)
         return
+    if config is None:
+        loaded = _loaded(tokenizer, None) if tokenizer else None
+        if show_bare(what, rows=rows, start=start, tokenizer=loaded, most_tokens=max_tokens):
+            return
     data, model, longest = _opened(config, what, tokenizer, max_tokens)
     records = (record for source in data.train for record in read_records(source))
     for record in islice(records, start, start + rows):
@@ -106,6 +111,10 @@ def lint(
         if found.refusal:
             raise DataError(found.refusal)
         return
+    if config is None:
+        loaded = _loaded(tokenizer, None) if tokenizer else None
+        if lint_bare(what, tokenizer=loaded, as_json=json):
+            return
     data, model, longest = _opened(config, what, tokenizer, max_tokens)
     report = survey(data, model, max_tokens=longest, seed=config.run.seed if config else 0)
     if json:

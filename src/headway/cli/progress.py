@@ -187,8 +187,9 @@ class JsonLines:
         self._out.flush()
 
 
-def measured(evaluation: Evaluation) -> str:
-    """``held-out loss 2.1234 at step 50 (120 rows, weight 9,876, 12 s)``, other metrics after it.
+def measured(evaluation: Evaluation, table_follows: bool = False) -> str:
+    """``held-out loss 2.1234 at step 50 (120 rows, weight 9,876, 12 s)``, other metrics after it,
+    unless these are many and ``table_follows`` with all of them.
 
     ``200 of 2,212 rows`` where not all were measured. Where metrics are many: the main ones with
     their baselines and the counts, a line each, and how many more there are. What the model went on
@@ -207,6 +208,8 @@ def measured(evaluation: Evaluation) -> str:
         others += [f"{k} {v:.4g}" for k, v in evaluation.baselines.items()]
         return head + ("; " + ", ".join(others) if others else "") + "".join(samples)
     lines = [head + "".join(f"; {kind} {v:.4g}" for kind, v in found.beside("loss").items())]
+    if table_follows:
+        return lines[0] + "".join(samples)
     lines.append("  " + ", ".join(_beside_baselines(found, name) for name in found.main[1:]))
     counted = [m for m in found.metrics if counts(m) and ("", m) in found.values]
     if counted:

@@ -19,9 +19,14 @@ def show_json(value: Any) -> None:
     typer.echo(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+def show_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    last_is_text: bool = True,
+) -> None:
     """Rows under titles; the first ``left`` columns and the last are text, the others numbers."""
-    last = len(columns) - 1
+    last = len(columns) - 1 if last_is_text else -1
     if not sys.stdout.isatty():
         _show_plain(columns, rows, {*range(left), last})
         return

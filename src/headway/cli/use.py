@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 RUN = Annotated[Path, typer.Argument(help="Run directory, or a run's name under runs/.")]
+WIDTH = 100
+"""Characters that a table of figures may take in the terminal."""
 STEP = Annotated[
     str | None,
     typer.Option(
@@ -37,7 +39,7 @@ def evaluate(
     from headway.cli.tables import show_table
     from headway.errors import ConfigError
     from headway.evals import as_json
-    from headway.report.figures import figures, grid
+    from headway.report.figures import figures, grids
 
     if split not in ("eval", "test"):
         raise ConfigError(f"--split {split}: write eval or test")
@@ -47,11 +49,11 @@ def evaluate(
     if json:
         typer.echo(json_module.dumps(facts))
     else:
-        typer.echo(measured(found))
-        if figures(facts).many:
-            head, rows = grid(figures(facts))
+        typer.echo(measured(found, table_follows=True))
+        for head, rows in grids(figures(facts), WIDTH) if figures(facts).many else ():
             typer.echo()
-            show_table([title for _, title in head], rows)
+            kind, _ = head[-1]
+            show_table([title for _, title in head], rows, last_is_text=kind.startswith("text"))
     try:
         kept = f"kept in {trained.keep(found)}"
     except OSError as error:  # such as an archive that nobody may write to

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,14 @@ class TokenStream:
     def documents(self) -> int:
         """Documents that begin in this stream."""
         return len(self._starts(self.first, self.last))
+
+    def each_document(self, start: int = 0) -> Iterator[NDArray[np.int32]]:
+        """Ids [tokens] of each document from number ``start`` on, with its EOS; the first and the
+        last as far as they lie in this stream."""
+        begins = self._starts(self.first, self.last)
+        cuts = np.union1d(begins, [self.first, self.last])
+        for begin, end in zip(cuts[start:-1], cuts[start + 1 :], strict=True):
+            yield self._ids(int(begin), int(end))
 
     def part(self, first: int, last: int) -> TokenStream:
         """Tokens ``first`` to ``last`` of this stream as a stream of their own, nothing copied."""

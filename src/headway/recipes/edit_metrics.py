@@ -21,7 +21,7 @@ and, for ``dimension_mae_mm``, what the autoencoder reads from the true latent: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,10 +91,13 @@ def measure(
             beside = of_parts(held, rows, vae, answer)
             baselines |= {f"{name}/{who}": v for name, v in beside.items() if name in SHOWN}
     by_row = {
-        int(row): {"amounts": dict(zip(NAMES, amounts[at].tolist(), strict=True)),
-                   "mse": float(np.square(delta[at] - truth[at]).mean())}
+        int(row): {
+            "amounts": dict(zip(NAMES, amounts[at].tolist(), strict=True)),
+            "direction": float(direction[at]),
+            "delta": delta[at],
+        }
         for at, row in enumerate(rows)
-    }  # fmt: skip
+    }
     return {**metrics, "n": float(len(rows))}, baselines, by_row
 
 
@@ -211,22 +214,3 @@ def of_parts(
             found[f"{name}/moved_right"] = float((ratio > 0).mean())
             found[f"{name}/n"] = float(mine.sum())
     return found
-
-
-def shown(held: WrittenEdits, row: int, said: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """What a person should see of an edit: its text, its label, and what the model understood."""
-    edits = held.edits
-    family = edits.family_of(row)
-    label = edits.changes[row]
-    amounts = said[row]["amounts"]
-    names = [n for n in NAMES if n in label or abs(amounts[n]) >= NOOP_MM]
-    return {
-        "where": f"held-out edit {row}" + (f", a {family.name}" if family else ""),
-        "prompt": edits.instructions[row],
-        "reference": _listed(label),
-        "prediction": _listed({name: amounts[name] for name in names}),
-    }
-
-
-def _listed(changes: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {mm:+.2f} mm" for name, mm in changes.items()) or "no change"

@@ -14,7 +14,7 @@ the most frequent answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ Measured = tuple[dict[str, float], dict[str, float], dict[int, dict[str, Any]]]
 
 
 def measure(held: GraphRows, train: GraphRows, observed: Sequence[tuple[float, ...]]) -> Measured:
-    """(metrics, baselines, what was read of each part by its number)."""
+    """(metrics, baselines, each part's latent and error in mm by its number)."""
     table = np.array(observed, dtype=np.float64)
     column = {name: table[:, at] for at, name in enumerate(HEAD)}
     rest = table[:, len(HEAD) :]
@@ -72,7 +72,7 @@ def measure(held: GraphRows, train: GraphRows, observed: Sequence[tuple[float, .
     mu, kl = np.split(latent, 2, axis=1)
     rows = column["number"].astype(np.int64)
     family, told = held.graphs.family[rows], column["family"].astype(np.int64)
-    errors, flat, read = dimension_errors(held, train, rows, shares)
+    errors, flat = dimension_errors(held, train, rows, shares)
     active = mu.var(0) > ACTIVE_VARIANCE if len(mu) > 1 else np.zeros(mu.shape[1], bool)
     metrics = {
         "type_accuracy": float((family == told).mean()),
@@ -96,18 +96,16 @@ def measure(held: GraphRows, train: GraphRows, observed: Sequence[tuple[float, .
             metrics[f"{kind.name}/n"] = float(mine.sum())
             baselines[f"{kind.name}/dimension_mae_mm/{CONSTANT}"] = float(flat[mine].mean())
     by_row = {
-        int(row): {"family": FAMILIES[told[at]].name, "dimensions": read[at]}
-        for at, row in enumerate(rows)
+        int(row): {"latent": mu[at], "error_mm": float(errors[at])} for at, row in enumerate(rows)
     }
     return metrics, baselines, by_row
 
 
 def dimension_errors(
     held: GraphRows, train: GraphRows, rows: NDArray[np.int64], shares: Values
-) -> tuple[Values, Values, list[list[float]]]:
-    """Of each part: mean absolute error in mm, that of its family's mean, and what was read."""
+) -> tuple[Values, Values]:
+    """[n] each: a part's mean absolute error in mm, and that of its family's mean."""
     errors, flat = np.zeros(len(rows)), np.zeros(len(rows))
-    read: list[list[float]] = [[] for _ in rows]
     family = held.graphs.family[rows]
     for index, kind in enumerate(FAMILIES):
         mine = np.flatnonzero(family == index)
@@ -119,29 +117,8 @@ def dimension_errors(
         mean = known.mean(0) if len(known) else truth.mean(0)
         errors[mine] = np.abs(found - truth).mean(1)
         flat[mine] = np.abs(mean - truth).mean(1)
-        for at, values in zip(mine, found, strict=True):
-            read[at] = values.tolist()
-    return errors, flat, read
+    return errors, flat
 
 
 def _majority(train: GraphRows) -> int:
     return int(np.bincount(train.graphs.family, minlength=len(FAMILIES)).argmax())
-
-
-def shown(held: GraphRows, row: int, read: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """What a person should see of a part: what it is, and what was read from its latent."""
-    family = FAMILIES[held.graphs.family[row]]
-    found = read[row]
-    truth = held.graphs.values[row, : len(family.parameters)].tolist()
-    dimensions = dict(zip(family.names, truth, strict=True))
-    said = dict(zip(family.names, found["dimensions"], strict=True))
-    return {
-        "where": f"held-out part {row}",
-        "prompt": family.name,
-        "reference": _listed(dimensions),
-        "prediction": f"{found['family']}: {_listed(said)}",
-    }
-
-
-def _listed(dimensions: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2f} mm" for name, value in dimensions.items())

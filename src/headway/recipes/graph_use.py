@@ -98,6 +98,14 @@ def read_latents(
     return told, dimensions
 
 
+def sureness(model: GraphVae, z: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n]: how probable the family that each latent is read as is to the model."""
+    device = next(model.parameters()).device
+    with undisturbed(model, device):
+        logits, _ = model.read(torch.as_tensor(z).to(device))
+    return np.asarray(logits.softmax(-1).amax(-1).cpu().numpy())
+
+
 def described_part(model: GraphVae, part: Part) -> dict[str, Any]:
     """A part's latent, and what is read back from it; ``text`` for the terminal."""
     z = latents(model, one_part(part.family, part.values))

@@ -25,7 +25,16 @@ from headway.data.cad.families import FAMILIES
 from headway.data.cad.rows import read_parts
 from headway.data.cad.sampling import parts
 from headway.data.order import rows_at
-from headway.engine.task import BuildContext, GoOn, Inputs, Microbatch, RowSums, SavedModel
+from headway.engine.task import (
+    BuildContext,
+    GoOn,
+    Inputs,
+    Microbatch,
+    RowAsRead,
+    RowSums,
+    SavedModel,
+    Survey,
+)
 from headway.errors import ConfigError
 from headway.models.graph_vae import (
     FACE_TYPES,
@@ -36,7 +45,8 @@ from headway.models.graph_vae import (
     weights_sha256,
 )
 from headway.recipes.batching import drawn, part_of, rows_of_step
-from headway.recipes.graph_metrics import figures_of, measure, shown
+from headway.recipes.cad_view import part_lines, parts_as_read, worst_parts
+from headway.recipes.graph_metrics import figures_of, measure
 from headway.recipes.graph_rows import GraphRows, groups
 from headway.recipes.graph_use import (
     MODEL_FILE,
@@ -281,6 +291,15 @@ class GraphVaeRecipe:
         """The parts."""
         return [Check("data", lambda: look_at_parts(config))]
 
+    def rows_as_read(self, config: GraphVaeConfig, cache: Path) -> Iterator[RowAsRead]:
+        """Training parts, each with its dimensions."""
+        yield from parts_as_read(load_parts(config.data.train)[0])
+
+    def survey(self, config: GraphVaeConfig, seed: int, cache: Path) -> Survey:
+        """Parts by family and split."""
+        lines = lines_of(config)
+        return Survey(lines=lines, tree={"lines": lines})
+
     def measure(self, task: GraphVaeTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Every metric beside a trivial one's, dimensions in use, and the worst parts."""
         assert task.held is not None and task.train is not None
@@ -290,9 +309,7 @@ class GraphVaeRecipe:
             evaluation,
             metrics={"loss": evaluation.metrics["loss"], **metrics, **evaluation.metrics},
             baselines={**evaluation.baselines, **baselines},
-            worst=tuple(
-                replace(row, shown=shown(task.held, row.row, rows)) for row in evaluation.worst
-            ),
+            worst=worst_parts(task.model, task.held, evaluation.worst, rows),
             of_rows=part_of(len(task.held), evaluation),
             observed=(),
             findings=collapsed(task.config, evaluation.step, metrics),
@@ -363,26 +380,18 @@ def with_parts(task: GraphVaeTask) -> GraphVaeTask:
     )
 
 
-def part_lines(train: GraphRows, held: GraphRows | None) -> list[str]:
-    """How many parts of each family there are."""
-    lines = []
-    for split, rows in (("train", train), ("held-out", held)):
-        if rows is not None:
-            counts = np.bincount(rows.graphs.family, minlength=len(FAMILIES))
-            each = ", ".join(f"{n:,} {f.name}" for f, n in zip(FAMILIES, counts, strict=True) if n)
-            lines.append(f"{split}: {len(rows):,} parts ({each}), {rows.faces:,} faces")
-    return lines
-
-
 def look_at_parts(config: GraphVaeConfig) -> Iterator[Finding]:
     """What preflight finds in the parts."""
-    rows = [
-        GraphRows.of(load_parts(source)[0])
-        for source in (config.data.train, config.data.eval)
-        if source is not None
-    ]
-    for line in part_lines(rows[0], rows[1] if len(rows) > 1 else None):
+    for line in lines_of(config):
         yield Finding(level="note", name="data", what=line)
+
+
+def lines_of(config: GraphVaeConfig) -> list[str]:
+    """``part_lines`` of the parts that a config names."""
+    sources = (config.data.train, config.data.eval)
+    train, held = (GraphRows.of(load_parts(s)[0]) if s is not None else None for s in sources)
+    assert train is not None
+    return part_lines(train, held)
 
 
 RECIPE = GraphVaeRecipe()

@@ -35,8 +35,9 @@ from headway.models.graph_vae import GraphVae, weights_sha256
 from headway.models.hub import load_tokenizer
 from headway.models.latent_editor import LatentEditor, Told
 from headway.recipes.batching import drawn, groups, longest_rows, part_of, rows_of_step
+from headway.recipes.cad_view import worst_edits
 from headway.recipes.checks import pretrained_checks
-from headway.recipes.edit_metrics import figures_of, measure, shown
+from headway.recipes.edit_metrics import figures_of, measure
 from headway.recipes.edit_rows import (
     NAMES,
     WHAT_A_MODEL_READS,
@@ -215,16 +216,14 @@ class LatentEditorRecipe:
         return surveyed(edits, config.data.max_unreadable)
 
     def measure(self, task: LatentEditorTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
-        """Every metric beside trivial answers, and the worst edits as text."""
+        """Every metric beside trivial answers, and the worst edits, drawn."""
         assert task.held is not None and task.train is not None
         metrics, baselines, rows = measure(task.held, task.train, evaluation.observed, task.vae)
         return replace(
             evaluation,
             metrics={"loss": evaluation.metrics["loss"], **metrics, **evaluation.metrics},
             baselines={**evaluation.baselines, **baselines},
-            worst=tuple(
-                replace(row, shown=shown(task.held, row.row, rows)) for row in evaluation.worst
-            ),
+            worst=worst_edits(task.held, evaluation.worst, rows, task.vae),
             of_rows=part_of(len(task.held), evaluation),
             observed=(),
         )

@@ -5,38 +5,43 @@ Shapes of GPT-NeoX, Llama and GPT-2; token shards, the seed's NPZ files, or plai
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from headway.config import CLOSED
 from headway.data.order import rows_at
-from headway.data.shards import tokenize
-from headway.data.sources import Source, fingerprint, read_records
-from headway.data.tokenizers import identity, train_characters
+from headway.data.tokenizers import identity
 from headway.data.tokens import TokenStream
 from headway.engine.precision import weights_dtype
-from headway.engine.task import BuildContext, GoOn
-from headway.errors import ConfigError, DataError
+from headway.engine.task import BuildContext, GoOn, RowAsRead, Survey
+from headway.errors import ConfigError
 from headway.models.attention import checkpoint_activations, isolate
 from headway.models.backbone import backbone, prove_backbone
 from headway.models.lora_linear import fuse_gelu
 from headway.models.rms_norm import fuse_rms_norm
 from headway.recipes.batching import drawn
-from headway.recipes.checks import shortened
 from headway.recipes.export import export_model
 from headway.recipes.generate import check, generate
 from headway.recipes.language_model import count
-from headway.recipes.text import TextTask, TokenRow, TokenRows
+from headway.recipes.streams import (
+    StreamData,
+    StreamRows,
+    load_tokenizer,
+    look_at_streams,
+    open_streams,
+    stream_lines,
+    surveyed,
+    windows_as_read,
+)
+from headway.recipes.text import TextTask, TokenRows
 from headway.records import Check, Evaluation, Finding
 
 
@@ -67,21 +72,6 @@ class Shape(BaseModel):
     """Standard deviation of the initial weights."""
 
 
-class StreamData(BaseModel):
-    """Where tokens come from: folders of shards or NPZ files, or text to tokenise now."""
-
-    model_config = CLOSED
-
-    train: str
-    """A folder of token shards (`headway data tokenize`), of NPZ files, or text files."""
-    eval: str | None = None
-    """The same, held out."""
-    eval_tail: float | None = Field(default=None, gt=0, lt=1)
-    """Hold out this share of the training tokens, at the end."""
-    isolate_documents: bool = True
-    """Attention does not cross from one document to the next."""
-
-
 class PretrainConfig(BaseModel):
     """What to train from scratch, and on what."""
 
@@ -101,46 +91,6 @@ class PretrainConfig(BaseModel):
     """Where tokens come from."""
 
 
-@dataclass(frozen=True)
-class StreamRows:
-    """Consecutive windows of a token stream; every token but the first is a target once."""
-
-    stream: TokenStream
-    length: int
-    isolated: bool
-    tokenizer: Any
-    chosen: np.ndarray[Any, np.dtype[np.int64]] | None = None
-    """Only these windows, or None: all."""
-
-    def __len__(self) -> int:
-        return self.stream.rows(self.length) if self.chosen is None else len(self.chosen)
-
-    def __getitem__(self, row: int) -> TokenRow:
-        window = self.stream.window(self._window(row), self.length)
-        tokens = len(window.ids) - 1
-        at = np.arange(tokens)
-        cuts: list[int] = []
-        if self.isolated:  # then nothing predicts a document's first token
-            cuts = [int(start) for start in window.starts if 0 < start < tokens]
-            at = np.setdiff1d(at, window.starts - 1)
-        return TokenRow(
-            ids=window.ids[:-1], ends=(*cuts, tokens), at=at, targets=window.ids[at + 1]
-        )
-
-    def shown(self, row: int) -> dict[str, Any]:
-        """Which tokens of the stream, and their text."""
-        start = self._window(row) * self.length
-        text = self.tokenizer.decode(self[row].targets.tolist()) if self.tokenizer else ""
-        return {"where": f"token {start}", "prompt": "", "reference": text}
-
-    def lengths(self) -> NDArray[np.int64]:
-        """[rows] tokens of each window; only the last of the stream may be shorter."""
-        return np.full(len(self), self.length, dtype=np.int64)
-
-    def _window(self, row: int) -> int:
-        return row if self.chosen is None else int(self.chosen[row])
-
-
 class PretrainRecipe:
     """The recipe ``pretrain``."""
 
@@ -148,7 +98,7 @@ class PretrainRecipe:
 
     def build(self, config: PretrainConfig, context: BuildContext) -> TextTask:
         """Tokenizer, streams and a model with random weights drawn from the run's seed."""
-        tokenizer = load_tokenizer(config, context)
+        tokenizer = load_tokenizer(config.tokenizer, config.data)
         torch.manual_seed(context.seed)
         layers, all_layers = context.layers, config.model.layers
         if layers is not None and layers < all_layers:
@@ -180,8 +130,16 @@ class PretrainRecipe:
         """The tokenizer, and the streams of tokens."""
         return [
             Check("tokenizer", lambda: look_at_tokenizer(config, context)),
-            Check("data", lambda: look_at_streams(config, context), needs=("tokenizer",)),
+            Check("data", lambda: look_at_streams(config, context.cache), needs=("tokenizer",)),
         ]
+
+    def rows_as_read(self, config: PretrainConfig, cache: Path) -> Iterator[RowAsRead]:
+        """Windows of the training tokens in the order of the files, document by document."""
+        yield from windows_as_read(config, cache)
+
+    def survey(self, config: PretrainConfig, seed: int, cache: Path) -> Survey:
+        """Tokens and documents counted, those that are empty or there twice too."""
+        return surveyed(config, cache)
 
     def measure(self, task: TextTask, evaluation: Evaluation, go_on: GoOn) -> Evaluation:
         """Perplexity, bits per byte, samples, and the worst windows as text."""
@@ -223,22 +181,6 @@ class PretrainRecipe:
     ) -> Mapping[str, Any]:
         """``full``: a folder for ``AutoModelForCausalLM``, reloaded and compared."""
         return export_model(task, None, to, format)
-
-
-def load_tokenizer(config: PretrainConfig, context: BuildContext) -> Any:
-    """The configured tokenizer. Raises ConfigError or DataError when there is none."""
-    if config.tokenizer == "characters":
-        folder = Path(config.data.train)
-        if (folder / "index.json").exists():
-            raise ConfigError("task.tokenizer: shards have theirs in tokenizer/; name that folder")
-        text = "".join(str(record.data["text"]) for record in read_records(config.data.train))
-        return train_characters(text)
-    try:
-        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"task.tokenizer: {config.tokenizer} cannot be loaded: {error}"
-        ) from error
 
 
 def make_config(shape: Shape, vocabulary: int, positions: int) -> PretrainedConfig:
@@ -293,26 +235,15 @@ def make_model(config: PretrainConfig, vocabulary: int, dtype: torch.dtype) -> A
 
 def look_at_tokenizer(config: PretrainConfig, context: BuildContext) -> Iterator[Finding]:
     """What preflight finds in the tokenizer."""
-    tokenizer = load_tokenizer(config, context)
+    tokenizer = load_tokenizer(config.tokenizer, config.data)
     make_config(config.model, len(tokenizer), config.sequence_tokens)  # its sizes fit each other
     yield Finding(level="note", name="tokenizer", what=f"{len(tokenizer):,} tokens")
-
-
-def look_at_streams(config: PretrainConfig, context: BuildContext) -> Iterator[Finding]:
-    """What preflight finds in the tokens: how many there are, and how the first ones read."""
-    tokenizer = load_tokenizer(config, context)
-    train, held = open_streams(config, tokenizer, context)
-    for line in stream_lines(config, train, held):
-        yield Finding(level="note", name="data", what=line)
-    text = tokenizer.decode(train.window(0, config.sequence_tokens).ids.tolist())
-    what = f"the first row, every token but the first learned:\n{shortened(text, 300)}"
-    yield Finding(level="note", name="data", what=what)
 
 
 def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) -> TextTask:
     """The task with its training and held-out windows."""
     data, length = config.data, config.sequence_tokens
-    train, held = open_streams(config, task.tokenizer, context)
+    train, held = open_streams(config.data, task.tokenizer, context.cache)
     rows = StreamRows(train, length, data.isolate_documents, task.tokenizer)
     total = len(rows)
     return replace(
@@ -326,7 +257,7 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
         described={
             **task.described,
             "model": task.base_model,
-            "data": stream_lines(config, train, held),
+            "data": stream_lines(config.data, train, held),
             "samples": config.samples,
             "sample_tokens": config.sample_tokens,
             "identities": {
@@ -336,24 +267,6 @@ def with_streams(task: TextTask, config: PretrainConfig, context: BuildContext) 
             },
         },
     )
-
-
-def open_streams(
-    config: PretrainConfig, tokenizer: Any, context: BuildContext
-) -> tuple[TokenStream, TokenStream | None]:
-    """Tokens to train on, and those held out."""
-    data = config.data
-    train = open_stream(data.train, tokenizer, context)
-    if data.eval_tail:
-        cut = int(len(train) * (1 - data.eval_tail))
-        return train.part(0, cut), train.part(cut, len(train))
-    return train, open_stream(data.eval, tokenizer, context) if data.eval else None
-
-
-def stream_lines(config: PretrainConfig, train: TokenStream, held: TokenStream | None) -> list[str]:
-    """How many tokens there are."""
-    lines = [f"train: {config.data.train}: {len(train):,} tokens, {train.documents:,} documents"]
-    return lines if held is None else [*lines, f"held-out: {len(held):,} tokens"]
 
 
 def held_windows(
@@ -366,24 +279,6 @@ def held_windows(
     return StreamRows(
         stream, config.sequence_tokens, config.data.isolate_documents, tokenizer, chosen
     )
-
-
-def open_stream(place: str, tokenizer: Any, context: BuildContext) -> TokenStream:
-    """The tokens of a folder of shards or NPZ files; text is tokenised into the cache first."""
-    folder = Path(place)
-    if folder.is_dir() and ((folder / "index.json").exists() or any(folder.glob("*.npz"))):
-        return TokenStream.open(folder, tokenizer)
-    if not folder.exists() and "://" not in place:
-        raise DataError(f"task.data: there is no file or folder {place}")
-    source = Source(path=place)
-    to = context.cache / "tokens" / tokens_key(source, tokenizer)
-    tokenize([source], tokenizer, to)
-    return TokenStream.open(to, tokenizer)
-
-
-def tokens_key(source: Source, tokenizer: Any) -> str:
-    """Names the cache folder by what the tokens are a function of."""
-    return hashlib.sha256(f"{fingerprint(source)} {identity(tokenizer)}".encode()).hexdigest()[:24]
 
 
 def bytes_of(task: TextTask) -> int:

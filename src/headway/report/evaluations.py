@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headway.report.figures import columns, figures, grid
+from headway.report.figures import Figures, columns, figures, grids
 from headway.report.page import table
 from headway.report.reliability import bins_of, calibration
 from headway.report.summary import best_evaluation
@@ -12,6 +12,8 @@ from headway.report.timeline import Event, Timeline, measured
 from headway.report.words import count, duration, number, rows_in_words
 
 TABLE_ROWS = 30
+MOST_CHARACTERS = 140
+"""Of a table in a row: wider, and its sources have a table of their own."""
 
 
 def evaluations(told: Timeline, tested: Sequence[Event] = ()) -> str:
@@ -55,13 +57,17 @@ def _over_the_run(told: Timeline) -> str:
 
 def _tested(evaluation: Event) -> str:
     """All figures on test rows: the result to report."""
-    head, rows = grid(figures(evaluation))
     return (
         f'<h3 class="part">On the test rows, at step {count(evaluation["step"])}</h3>'
         f'<p class="note">N = {count(evaluation.get("rows"))} rows, '
         f"{count(evaluation.get('weight'))} loss units. These rows chose nothing: not the best "
-        f"checkpoint, not when to stop.</p>{table(head, [('', cells) for cells in rows])}"
+        f"checkpoint, not when to stop.</p>{_tables(figures(evaluation))}"
     )
+
+
+def _tables(found: Figures) -> str:
+    parts = grids(found, MOST_CHARACTERS)
+    return "".join(table(head, [("", cells) for cells in rows]) for head, rows in parts)
 
 
 def _title(key: str) -> str:
@@ -73,13 +79,12 @@ def _in_full(newest: Event) -> str:
     found = figures(newest)
     if not found.many:
         return ""
-    head, rows = grid(found)
     note = "A baseline stands in grey beside each figure."
-    if any("–" in cells for cells in rows):
+    if any("–" in cells for _, rows in grids(found, MOST_CHARACTERS) for cells in rows):
         note += " –: not measured there, or not defined (such as R² of targets that are all equal)."
     return (
         f'<h3 class="part">All figures at step {count(newest["step"])}</h3>'
-        f'<p class="note">{note}</p>{table(head, [("", cells) for cells in rows])}'
+        f'<p class="note">{note}</p>{_tables(found)}'
     )
 
 

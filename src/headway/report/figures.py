@@ -7,7 +7,7 @@ figures are those that come first; ``n`` and ``n_…`` are counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headway.report.timeline import measured
@@ -124,7 +124,57 @@ def columns(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*placed, *(b for b in baselines if b not in placed)]
 
 
-def grid(found: Figures) -> tuple[list[tuple[str, str]], list[list[str]]]:
+Grid = tuple[list[tuple[str, str]], list[list[str]]]
+"""(class, title) of each column, and the rows' cells."""
+
+
+def grids(found: Figures, most_characters: int) -> list[Grid]:
+    """All figures in tables no wider than this, where a table can be: one where it fits.
+
+    Else what is over all rows, and then the sources, a row each, their metrics as columns, as many
+    as fit beside each other.
+    """
+    whole = grid(found)
+    if _characters(whole) <= most_characters or not found.sources:
+        return [whole]
+    over_all = {place: value for place, value in found.values.items() if not place[0]}
+    metrics = [name for name in found.metrics if ("", name) in over_all]
+    tables = [grid(replace(found, metrics=metrics, sources=(), values=over_all))]
+    kept: list[tuple[str, str, list[str]]] = []
+    for name in sorted({n for s, n in found.values if s}, key=found.metrics.index):
+        more = _by_source(found, name)
+        if kept and _characters(_source_grid(found, [*kept, *more])) > most_characters:
+            tables.append(_source_grid(found, kept))
+            kept = []
+        kept += more
+    return [*tables, _source_grid(found, kept)] if kept else tables
+
+
+def _by_source(found: Figures, name: str) -> list[tuple[str, str, list[str]]]:
+    """(class, title, cells): a metric of each source, and its baselines right after it."""
+    values = [found.values.get((source, name)) for source in found.sources]
+    columns = [("value", name.replace("_", " "), [said(name, value, 3) for value in values])]
+    for kind in dict.fromkeys(kind for s in found.sources for kind in found.beside(name, s)):
+        beside = [found.beside(name, source).get(kind) for source in found.sources]
+        cells = ["" if value is None else number(value, 3) for value in beside]
+        columns.append(("beside", kind, cells))
+    return columns
+
+
+def _source_grid(found: Figures, columns: Sequence[tuple[str, str, list[str]]]) -> Grid:
+    head = [("name", "of"), *((kind, title) for kind, title, _ in columns)]
+    rows = zip(found.sources, *(cells for *_, cells in columns), strict=True)
+    return head, [list(row) for row in rows]
+
+
+def _characters(table: Grid) -> int:
+    """How wide a table is in a terminal, its columns two spaces apart."""
+    head, rows = table
+    lines = [[title for _, title in head], *rows]
+    return sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) - 2
+
+
+def grid(found: Figures) -> Grid:
     """All figures as a table: (class, title) of each column, and the rows' cells.
 
     A metric a row, how many values they are over before them: its value and its baseline over all

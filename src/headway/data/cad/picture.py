@@ -1,8 +1,11 @@
-"""A part before and after an edit, drawn as lines."""
+"""Parts beside each other, drawn as lines to one scale."""
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +18,75 @@ Line = NDArray[np.float64]
 VIEW = np.array([[math.cos(0.6), math.sin(0.6), 0.0],
                  [-math.sin(0.6) * 0.5, math.cos(0.6) * 0.5, 0.87]])  # fmt: skip
 """What is right and what is up on the picture: from above, in front, to the left."""
-BEFORE, AFTER = "#9aa3ad", "#1f5fbf"
+BEFORE, AFTER, WANTED = "#9aa3ad", "#1f5fbf", "#2e7d32"
+BENEATH = "#c3c9d0"
+CELL_INCHES = (2.7, 2.5)
+"""Of one part on the picture; the title is above."""
+TITLE_INCHES = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One part on a picture."""
+
+    title: str
+    family: Family
+    values: Values
+    """[parameters] in mm, finite; what makes no part is drawn as far as it can be."""
+    colour: str
+    beneath: tuple[Family, Values] | None = None
+    """Another part, drawn pale in the same place: what this one should be."""
 
 
 def draw_before_after(path: Path, family: Family, before: Values, after: Values) -> None:
     """A PNG with both parts, to the same scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, title, values, colour in (
-        (left, "before", before, BEFORE),
-        (right, "after", after, AFTER),
-    ):
-        for line in outline(family, values):
-            flat = line @ VIEW.T
-            axes.plot(flat[:, 0], flat[:, 1], color=colour, linewidth=1.2)
-        axes.set_aspect("equal")
-        axes.set_axis_off()
-        axes.set_title(title)
     changed = [
         f"{name} {was:.1f} → {now:.1f} mm"
         for name, was, now in zip(family.names, before, after, strict=True)
         if abs(now - was) >= 0.05
     ]
-    figure.suptitle(f"{family.name}: " + (", ".join(changed) or "no change"), fontsize=9, wrap=True)
-    figure.savefig(path)
+    parts = [Drawn("before", family, before, BEFORE), Drawn("after", family, after, AFTER)]
+    path.write_bytes(drawn(parts, f"{family.name}: " + (", ".join(changed) or "no change")))
+
+
+def drawn(parts: Sequence[Drawn], title: str = "") -> bytes:
+    """A PNG of some 20 kB with these parts side by side, to the same scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    width, height = CELL_INCHES[0] * len(parts), CELL_INCHES[1] + TITLE_INCHES
+    figure = Figure(figsize=(width, height), dpi=110)
+    FigureCanvasAgg(figure)
+    sets = [[_flat(part.family, part.values), *_beneath(part)] for part in parts]
+    points = np.concatenate([line for lines in sets for flat in lines for line in flat])
+    low, high = points.min(0), points.max(0)
+    room = 0.06 * float(np.max(high - low)) + 1e-6
+    for place, (part, lines) in enumerate(zip(parts, sets, strict=True)):
+        left, share = place / len(parts), CELL_INCHES[1] / height
+        axes = figure.add_axes((left, 0, 1 / len(parts), share))
+        for flat, colour in zip(lines, (part.colour, BENEATH), strict=False):
+            axes.add_collection(
+                LineCollection(flat, colors=colour, linewidths=1.2, zorder=1 + (colour != BENEATH))
+            )
+        axes.set_xlim(low[0] - room, high[0] + room)
+        axes.set_ylim(low[1] - room, high[1] + room)
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        figure.text(left + 0.5 / len(parts), share, part.title, ha="center", va="bottom", size=10)
+    figure.text(0.5, 0.985, title, ha="center", va="top", size=9)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def _beneath(part: Drawn) -> list[list[Line]]:
+    return [_flat(*part.beneath)] if part.beneath else []
+
+
+def _flat(family: Family, values: Values) -> list[Line]:
+    """The edges of a part as [points, 2] on the picture."""
+    return [line @ VIEW.T for line in outline(family, values)]
 
 
 def outline(family: Family, values: ArrayLike) -> list[Line]:
