@@ -1,4 +1,4 @@
-"""Mirrors a run's journal to trackers (TensorBoard, W&B, trackio): each step once, in every case.
+"""Mirrors a run's journal to trackers (TensorBoard, W&B): each step once, in every case.
 
 *Promises.* What a tracker has is a function of the journal: whatever was killed and how often, once
 it is fed to the end it has each step of the run's timeline exactly once, and what a restart took
