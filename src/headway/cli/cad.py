@@ -18,6 +18,8 @@ _SEED = Annotated[
 _WORKERS = Annotated[int, typer.Option(min=1, help="Processes; changes nothing else.")]
 _ROWS = Annotated[int, typer.Option(min=1, help="Rows in a file.")]
 _JSON = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+KERNEL_ROWS = 250
+"""Solids in a file, which is what a kill loses at most of each process: some seconds' work."""
 
 
 def cad_parts(
@@ -25,7 +27,14 @@ def cad_parts(
     count: _COUNT,
     seed: _SEED = 0,
     workers: _WORKERS = 1,
-    rows_per_file: _ROWS = 5000,
+    rows_per_file: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Rows in a file; left out 5000, with --kernel {KERNEL_ROWS}."),
+    ] = None,
+    kernel: Annotated[
+        bool,
+        typer.Option("--kernel", help="Build each as a solid, and read its graph from that."),
+    ] = False,
     kernel_check: Annotated[
         int, typer.Option(min=0, help="Build the first so many with the CAD kernel and compare.")
     ] = 0,
@@ -39,10 +48,17 @@ def cad_parts(
 
     started = time.perf_counter()
     manifest, new = write_parts(
-        to, count=count, seed=seed, workers=workers, shard_rows=rows_per_file
+        to,
+        count=count,
+        seed=seed,
+        workers=workers,
+        shard_rows=rows_per_file or (KERNEL_ROWS if kernel else 5000),
+        kernel=kernel,
     )
     seconds = time.perf_counter() - started
     facts: dict[str, object] = {"parts": manifest.rows, "new": new, "sha256": manifest.sha256}
+    if "kernel" in manifest.made_of:
+        facts["made_with"] = manifest.made_of["kernel"]
     if kernel_check:
         from headway.data.cad.equality import compare_with_kernel
 
@@ -51,6 +67,8 @@ def cad_parts(
         show_json({"folder": str(to), "seconds": seconds, **facts})
         return
     _show(to, manifest, new, seconds)
+    if "made_with" in facts:
+        typer.echo(f"  solids of {facts['made_with']}, each compared with the computed one")
     if kernel_check:
         typer.echo(f"  the kernel's graphs are the same: {facts['kernel']}")
 

@@ -39,9 +39,11 @@ class Request:
     graphs: Graphs | None
     """The part's graph; None where its latent was given."""
     part: Part | None
-    """Its dimensions, where they were given; a STEP file has none."""
+    """Its dimensions; None where its latent was given."""
     z_src: tuple[float, ...] | None
     out: Path | None
+    notes: tuple[str, ...] = ()
+    """What was done to read it."""
 
 
 def asked(request: Mapping[str, Any]) -> Request:
@@ -66,28 +68,29 @@ def asked(request: Mapping[str, Any]) -> Request:
         if not isinstance(z, list | tuple) or not all(isinstance(v, int | float) for v in z):
             raise ConfigError("predict: z_src must be a list of numbers")
         return Request(instruction, None, None, tuple(map(float, z)), out)
-    part, graphs = _part(request)
-    return Request(instruction, graphs, part, None, out)
+    part, notes = _part(request)
+    return Request(instruction, one_part(part.family, part.values), part, None, out, notes)
 
 
-def _part(request: Mapping[str, Any]) -> tuple[Part | None, Graphs]:
-    """The part's dimensions, where they are known, and its graph."""
+def _part(request: Mapping[str, Any]) -> tuple[Part, tuple[str, ...]]:
+    """The part's family and dimensions, and what was done to read them."""
     if request.get("part") is None:
-        named = graph_use.asked({k: request[k] for k in ("family", "parameters") if k in request})
-        return named, one_part(named.family, named.values)
+        named = {k: request[k] for k in ("family", "parameters") if k in request}
+        return graph_use.asked(named), ()
     file = Path(str(request["part"]))
     if file.suffix.lower() in (".step", ".stp"):
-        from headway.data.cad.kernel import graph_of_step
+        from headway.data.cad.recognise import part_of_step
 
-        return None, graph_of_step(file)
+        found = part_of_step(file)
+        turned = f"{file} lies another way: it was turned, as a {found.family.name} lies here"
+        return Part(found.family, found.values), (turned,) if found.turned else ()
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--part {file}: not readable as JSON or STEP: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"--part {file}: an object with family and parameters was expected")
-    named = graph_use.asked({k: tree[k] for k in ("family", "parameters") if k in tree})
-    return named, one_part(named.family, named.values)
+    return graph_use.asked({k: tree[k] for k in ("family", "parameters") if k in tree}), ()
 
 
 @torch.no_grad()
@@ -144,7 +147,7 @@ def _read(
     told, said = read_latents(task.vae, after)
     family = FAMILIES[told[0]]
     was, read = read_latents(task.vae, z, told)
-    notes = []
+    notes = list(request.notes)
     if was[0] != told[0]:
         notes.append(f"the edited latent is read as a {family.name}, not a {FAMILIES[was[0]].name}")
     before = read[0]

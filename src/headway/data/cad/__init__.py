@@ -4,7 +4,7 @@
 volume that its dimensions say. Every label of an edit can be read from its instruction by a reader
 that shares no template with the writer. A folder exists exactly when its manifest does.
 
-*Does not promise.* Other shapes than the six families, or parts that are turned about an axis.
+*Does not promise.* Other shapes than the six families, or parts that lie askew to the axes.
 """
 
 from headway.data.cad.edits import Edit, Readings, edits

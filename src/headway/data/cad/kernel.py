@@ -46,6 +46,13 @@ def kernel() -> Any:
     return build123d
 
 
+def kernel_version() -> str:
+    """Which kernel. Raises ConfigError where there is none."""
+    from importlib.metadata import version
+
+    return f"{kernel().__name__} {version('build123d')}"
+
+
 def build(family: Family, values: Sequence[float]) -> Any:
     """The solid with these dimensions in mm. Raises DataError where it is none, or another."""
     refuse_invalid(family, values)
@@ -56,7 +63,7 @@ def build(family: Family, values: Sequence[float]) -> Any:
     }  # fmt: skip
     try:
         part = makers[family.name](cad, v)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever the kernel raises: it has exceptions of its own
         raise DataError(f"the kernel cannot build a {family.name} of {v}: {error}") from error
     refuse_another(part, family, values)
     return part
@@ -228,7 +235,11 @@ def write_step(path: Path, family: Family, values: Sequence[float]) -> None:
 
 
 def graph_of_step(path: Path) -> Graphs:
-    """The graph of the one solid in a STEP file. Raises DataError, ConfigError without a kernel."""
+    """The graph of the one solid in a STEP file, whatever its unit; in mm.
+
+    Other programs write a hole as two halves: faces that continue one another are made one. Raises
+    DataError, and ConfigError without a kernel.
+    """
     cad = kernel()
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
@@ -239,4 +250,4 @@ def graph_of_step(path: Path) -> Graphs:
     solids = part.solids()
     if len(solids) != 1:
         raise DataError(f"{path} holds {len(solids)} solids; one part was expected")
-    return graph_of(solids[0])
+    return graph_of(solids[0].clean())

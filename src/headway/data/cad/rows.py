@@ -99,6 +99,13 @@ def part_arrays(seed: int, first: int, count: int) -> Arrays:
     return stored_graphs(graphs)
 
 
+def kernel_part_arrays(seed: int, first: int, count: int) -> Arrays:
+    """The same parts built as solids, each compared; their numbers are the kernel's."""
+    from headway.data.cad.equality import kernel_graphs
+
+    return stored_graphs(kernel_graphs(seed, first, count))
+
+
 def stored_graphs(graphs: Graphs) -> Arrays:
     """Graphs as arrays, small."""
     given = {field.name: getattr(graphs, field.name) for field in fields(graphs)}
@@ -114,11 +121,27 @@ def graphs_in(arrays: Arrays) -> Graphs:
 
 
 def write_parts(
-    to: Path, *, count: int, seed: int, workers: int = 1, shard_rows: int = 5000
+    to: Path,
+    *,
+    count: int,
+    seed: int,
+    workers: int = 1,
+    shard_rows: int = 5000,
+    kernel: bool = False,
 ) -> tuple[Manifest, bool]:
-    """A folder of parts; (its manifest, whether any was made)."""
-    made_of = {"seed": seed, "families": tables()}
+    """A folder of parts; (its manifest, whether any was made).
+
+    ``kernel``: each part is built as a solid and its graph read from that. Its numbers depend on
+    the kernel's version in their last places, so the manifest holds the version. Raises DataError,
+    and ConfigError where there is no kernel.
+    """
+    made_of: dict[str, Any] = {"seed": seed, "families": tables()}
     make = partial(part_arrays, seed)
+    if kernel:
+        from headway.data.cad.kernel import kernel_version
+
+        made_of["kernel"] = kernel_version()
+        make = partial(kernel_part_arrays, seed)
     return store.write(to, "parts", made_of, count, make, workers=workers, shard_rows=shard_rows)
 
 
