@@ -751,7 +751,7 @@ def test_predict_says_when_an_answer_was_cut(
         say_answer(request, {"text": "x", "tokens": 7, "seconds": 1, "finished": finished}, False)
         said = capsys.readouterr()
         assert said.out == "x\n"
-        assert ("cut off after 7 tokens: --max-new-tokens" in said.err) == (not finished)
+        assert ("cut off after 7 tokens: see --max-new-tokens" in said.err) == (not finished)
 
 
 # ------------------------------------------------------------------ augmentation and batches

@@ -143,9 +143,7 @@ def say_answer(request: Mapping[str, Any], answer: Mapping[str, Any], json: bool
         typer.secho(f"{picture_name(request)} ({facts})", bold=True, err=True)
     typer.echo(shown(answer["text"]))
     if answer.get("finished") is False:
-        typer.echo(
-            f"(cut off after {answer['tokens']} tokens: --max-new-tokens allows more)", err=True
-        )
+        typer.echo(f"(cut off after {answer['tokens']} tokens: see --max-new-tokens)", err=True)
 
 
 def say_failure(asked: Asked, why: str, json: bool) -> None:
