@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from cases import tree_of
 from headway.config import RunConfig
+from headway.models.attention import generating
 from headway.models.backbone import base_model
 from headway.opening import opened
 from headway.recipes.generate import continued, generate, pad_id, prompt_ids
@@ -24,7 +26,8 @@ def test_a_chat_answer_says_whether_it_came_to_its_end(tmp_path: Path) -> None:
         settings = base_model(task.model).generation_config
         settings.eos_token_id = None
         ids = prompt_ids(task, asked, chat=True)
-        said = continued(base_model(task.model), ids, 4, 0.0, pad_id(task))[0, ids.shape[1] :]
+        with torch.no_grad(), generating(task.model) as model:
+            said = continued(base_model(model), ids, 4, 0.0, pad_id(task))[0, ids.shape[1] :]
         never = next(n for n in range(100) if n not in said.tolist())
         first = int(said[0])
         for ends in (None, never, [never]):
