@@ -9,21 +9,24 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_recipe import ToyRecipe
 
 from headway.api import train
 from headway.cost import Meter, Price, process_age_seconds
+from headway.engine.world import World
 from headway.journal import read_events
-from headway.limits import Limits, used_seconds
+from headway.limits import Limits, Spent, used_seconds
 from headway.opening import opened
 from headway.records import StepReport, StopReason
 from headway.run import train as loop
 from headway.show import Quiet
-from headway.spending import started_meter
+from headway.spending import opening_seconds, refuse_spent, started_meter
 from toy import Cut, CutAt, assert_same_state, final_state, toy_config
 
+WORLD = World(torch.device("cpu"))
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
@@ -220,6 +223,30 @@ def test_a_run_that_stopped_at_a_limit_builds_nothing_when_it_is_started_again(
     assert last["reason"] == "deadline" and "not even" in last["message"]
     assert train(toy_config(tmp_path, train={"horizon": {"steps": 50}})) is StopReason.FINISHED
     assert len(builds) == 2
+
+
+def lines_of(opened_at: datetime, attempt_at: datetime) -> list[dict[str, Any]]:
+    """An attempt that came to train in 4 s of its 100 so far, by the dates it saw."""
+    return [
+        {"event": "stop", "at": "x", "run_seconds": 50.0},
+        {"event": "opening", "at": opened_at.isoformat()},
+        {"event": "attempt", "at": attempt_at.isoformat()},
+        {"event": "step", "at": "x", "run_seconds": 56.0, "seconds": 1.0},
+        {"event": "step", "at": "x", "run_seconds": 100.0, "seconds": 1.0},
+    ]
+
+
+def test_a_date_that_jumped_while_a_run_was_opened_does_not_shut_it_out_for_good() -> None:
+    right = lines_of(NOON, NOON + timedelta(seconds=4))
+    assert opening_seconds(right) == 4.0
+    jumped = lines_of(NOON, NOON + timedelta(days=365))
+    assert opening_seconds(jumped) == 6.0, "it had used no more when its first step was done"
+    assert opening_seconds(lines_of(NOON, NOON - timedelta(days=365))) == 0.0
+    gone = [{"event": "opening", "at": NOON.isoformat()}]  # the newest, killed before it trained
+    assert opening_seconds([*right, *gone]) == 4.0
+    refuse_spent(Limits(max_seconds=200, seconds_before=100), jumped, WORLD)
+    with pytest.raises(Spent):
+        refuse_spent(Limits(max_seconds=107, seconds_before=100), jumped, WORLD)
 
 
 def test_a_recipes_own_measuring_ends_with_the_limit_and_is_made_whole_by_the_next_attempt(
