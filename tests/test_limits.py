@@ -16,9 +16,10 @@ from toy_recipe import ToyRecipe
 
 from headway.api import train
 from headway.cost import Meter, Price, process_age_seconds
+from headway.engine.task import Interrupted
 from headway.engine.world import World
 from headway.journal import read_events
-from headway.limits import Limits, Spent, used_seconds
+from headway.limits import LIMITS, Limits, Spent, used_seconds
 from headway.opening import opened
 from headway.records import StepReport, StopReason
 from headway.run import train as loop
@@ -293,6 +294,41 @@ def test_a_deadline_stops_with_a_checkpoint_and_more_time_goes_on(tmp_path: Path
     assert train(past) is StopReason.DEADLINE
     assert train(toy_config(tmp_path, run={"max_hours": 5.0})) is StopReason.FINISHED
     assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "whole/run"))
+
+
+def test_a_run_whose_last_step_is_done_when_the_time_is_is_finished(tmp_path: Path) -> None:
+    """Nothing is left to pay for; unless the last evaluation is."""
+
+    class Late(Quiet):
+        def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+            if report.step == 6:
+                run.limits.seconds_before = 7200.0
+
+    with opened(toy_config(tmp_path, run={"max_hours": 1.0}), show=Late()) as run:
+        assert loop(run) is StopReason.FINISHED
+    measured = {"run": {"max_hours": 1.0}, "evaluate": {"every_steps": 6, "at_start": False}}
+    with opened(toy_config(tmp_path / "two", **measured), show=Late()) as run:
+        assert loop(run) is StopReason.DEADLINE
+    journal = tmp_path / "two/run/journal.jsonl"
+    assert not read_events(journal, {"evaluation"})
+    measured["run"] = {"max_hours": 9.0}
+    assert train(toy_config(tmp_path / "two", **measured)) is StopReason.FINISHED
+    assert [event["step"] for event in read_events(journal, {"evaluation"})] == [6]
+
+
+def test_every_rank_names_the_same_reason_where_measuring_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket's reserve is rank 0's alone, so another rank may not see the limit."""
+
+    def left(self: Any, task: Any, evaluation: Any, go_on: Any) -> Any:
+        raise Interrupted
+
+    monkeypatch.setattr(ToyRecipe, "measure", left)
+    with opened(toy_config(tmp_path, evaluate={"every_steps": 6})) as run:
+        said = LIMITS.index(StopReason.BUDGET)
+        monkeypatch.setattr(World, "agree", lambda self, *mine: [max(said, m) for m in mine])
+        assert run.limit() is None and run.measure_if_due() is StopReason.BUDGET
 
 
 def test_an_evaluation_ends_early_when_the_money_does(tmp_path: Path) -> None:
