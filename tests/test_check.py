@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from toy_recipe import ToyConfig
 from typer.testing import CliRunner
 
 from cases import tiny_base, tree_of
@@ -32,7 +36,7 @@ from headway.opening import opened
 from headway.preflight import Answer, ask
 from headway.records import Finding
 from headway.run import train as loop
-from toy import Cut, CutAt, assert_same_state, final_state, toy_config
+from toy import Cut, CutAt, assert_same_state, context, final_state, toy_config
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 NAMES = {
@@ -630,9 +634,47 @@ def test_memory_near_the_limit_is_a_warning_and_beyond_it_a_blocker() -> None:
     assert [f.level for f in memory_of(measured, None, "a GPU")] == ["note"]
 
 
-@pytest.mark.parametrize(("fits", "level"), [(2, "warning"), (0, "blocker")])
+def test_looking_for_the_fullest_microbatch_keeps_one_and_ends_where_rows_are_slow_to_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages: sixteen in each of 64 batches would be gigabytes and minutes."""
+    task = find_recipe("toy").build(ToyConfig(), context())
+    real, made = task.batch_at, []
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def batch_at(step: int, halvings: int = 0) -> Any:
+        assert sum(ref() is not None for ref in kept) <= 2, "the fullest, and the last"
+        made.append(step)
+        batch = real(step, halvings)
+        kept.extend(weakref.ref(microbatch.inputs["x"]) for microbatch in batch)
+        return batch
+
+    monkeypatch.setattr(task, "batch_at", batch_at)
+    [fullest, longest] = rehearsal.heaviest_batch(task, None)
+    assert made == list(range(rehearsal.LOOKED_AT_STEPS)) and longest.rows
+    assert fullest.rows == real(0)[0].rows, "of equals the first"
+    made.clear()
+    clock = itertools.count(0, 2.0)
+    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    rehearsal.heaviest_batch(task, None)
+    assert made == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fits", "recomputed", "level", "words"),
+    [
+        (2, True, "warning", "8 rows with 32 tokens"),
+        (0, True, "blocker", "one row alone does not fit"),
+        (0, False, "warning", "a row of 4 tokens does not fit by itself"),
+    ],
+)
 def test_rows_that_do_not_fit_together_are_a_warning_and_one_that_never_fits_a_blocker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int, level: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fits: int,
+    recomputed: bool,
+    level: str,
+    words: str,
 ) -> None:
     from toy_recipe import ToyTask
 
@@ -645,11 +687,15 @@ def test_rows_that_do_not_fit_together_are_a_warning_and_one_that_never_fits_a_b
         return real(task, model, inputs)
 
     monkeypatch.setattr(ToyTask, "loss", out_of_memory)
-    answers = {a.name: a for a in check(toy_config(tmp_path))}
+    config = toy_config(tmp_path, hardware={"activation_checkpointing": recomputed})
+    answers = {a.name: a for a in check(config)}
     assert fired and answers["rehearsal"].level == level
-    said = next(f for f in answers["rehearsal"].findings if f.level == level).what
-    assert ("8 rows with 32 tokens" if fits else "one row alone does not fit") in said
+    said = next(f for f in answers["rehearsal"].findings if f.level == level)
+    assert words in said.what
     assert (answers["price"].level == "not asked") == (level == "blocker")
+    if fits == 0 and level == "warning":
+        assert "recomputes activations" in said.why
+        assert "not known" in answers["price"].findings[0].what
 
 
 # ------------------------------------------------------------------ training asks the quick ones

@@ -207,6 +207,7 @@ def test_the_fingerprint_ignores_key_order_and_how_numbers_are_written(write):
         ("cost={usd_per_hour: 1, budget_usd: 3}", True),
         ("run.root=elsewhere", True),
         ("run.name=other", True),
+        ("train.shorten_rows_to=64", True),
         ("run.seed=18", False),
         ("train.learning_rate=3e-4", False),
         ("train.horizon.steps=11", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 from toy_recipe import ToyTask
 
 from headway.api import train
+from headway.checking import check
 from headway.checks import tracker_findings
 from headway.config import RunConfig
 from headway.engine import rehearsal
+from headway.engine.world import World
 from headway.errors import OutOfMemory
+from headway.foreseen import foretold
 from headway.journal import read_events
+from headway.opening import opened
 from headway.show import Quiet
 from toy import TREE, Cut, CutAt, assert_same_state, final_state, toy_config
 
@@ -74,16 +79,64 @@ def test_a_budget_that_is_too_small_is_a_warning_with_the_step_where_it_ends(
     assert "would stop after about" in found and "saved and unfinished" in found
 
 
-def test_one_row_that_does_not_fit_ends_the_run_before_its_first_step(
+RECOMPUTED = {"activation_checkpointing": True}
+
+
+def only_fits(monkeypatch: pytest.MonkeyPatch, tries: list[int]) -> None:
+    """Memory for no row in the first forward passes, as many as ``tries`` holds; then for all."""
+    real = ToyTask.loss
+
+    def loss(task: Any, model: Any, inputs: Any) -> Any:
+        if tries:
+            tries.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(task, model, inputs)
+
+    monkeypatch.setattr(ToyTask, "loss", loss)
+
+
+def test_one_row_that_does_not_fit_in_any_way_ends_the_run_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none_fits(task: Any, model: Any, inputs: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(ToyTask, "loss", none_fits)
+    only_fits(monkeypatch, [0] * 1000)
     with pytest.raises(OutOfMemory, match="one row alone does not fit"):
-        train(toy_config(tmp_path, run=ASKED))
+        train(toy_config(tmp_path, run=ASKED, hardware=RECOMPUTED))
     assert not read_events(tmp_path / "run/journal.jsonl", {"step"})
+
+
+def test_one_row_that_may_be_recomputed_or_cut_does_not_end_the_run_before_it_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rehearsal takes no rung of the ladder, so what it cannot do says nothing of training."""
+    only_fits(monkeypatch, first := [0, 0])  # the heaviest batch together, then one row of it
+    told = said_by(toy_config(tmp_path / "recomputed", run=ASKED))
+    assert first == [] and "WARNING: rehearsal: a row of 4 tokens does not fit by itself" in told
+    assert "recomputes activations, if the model can" in told and "CUTS" not in told
+
+    monkeypatch.setattr(ToyTask, "cut_rows", lambda *given: None, raising=False)
+    only_fits(monkeypatch, first := [0, 0])
+    shortened = {"shorten_rows_to": 2}
+    told = said_by(toy_config(tmp_path, run=ASKED, hardware=RECOMPUTED, train=shortened))
+    assert first == [] and "training CUTS rows, to no fewer than 2 tokens" in told
+    assert "recomputes" not in told
+
+    only_fits(monkeypatch, first := [0, 0])
+    told_off = toy_config(tmp_path / "long", run=ASKED, hardware=RECOMPUTED,
+                          train={"shorten_rows_to": 4})  # fmt: skip
+    with pytest.raises(OutOfMemory, match="one row alone does not fit"):
+        train(told_off)
+    assert first == []
+
+
+def test_over_several_ranks_a_rehearsal_that_was_asked_for_is_not_left_out_silently(
+    tmp_path: Path,
+) -> None:
+    two = World(torch.device("cpu"), 0, 2)
+    with opened(toy_config(tmp_path)) as run:
+        given = run.state, run.plan, two, None
+    [(kind, line)] = foretold(toy_config(tmp_path, run=ASKED), *given)
+    assert kind == "warning" and "several ranks" in line
+    assert foretold(toy_config(tmp_path), *given) == []
 
 
 def test_rows_that_do_not_fit_together_are_a_warning_and_training_goes_on(
@@ -153,6 +206,20 @@ def test_a_key_in_netrc_counts_for_its_host_alone(
     own = {"WANDB_BASE_URL": "https://wandb.example:8443"}
     [found] = found_of(monkeypatch, tmp_path, **own)
     assert "secret" not in str(found)
+
+
+def test_check_and_training_ask_for_the_trackers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    lacks = {"tensorboard"}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *at: None if name in lacks else real(name, *at)
+    )
+    config = toy_config(tmp_path, track={"tensorboard": {}})
+    [asked] = [answer for answer in check(config) if answer.name == "trackers"]
+    assert asked.level == "warning"
+    assert "WARNING: trackers: the package tensorboard is not installed" in said_by(config)
 
 
 def test_a_package_that_is_not_there_is_said_with_how_to_get_it(

@@ -25,11 +25,11 @@ from headway.engine.state import TrainState
 from headway.engine.steps import Plan, train_steps
 from headway.engine.task import Inputs, RowSums
 from headway.engine.world import World
-from headway.errors import OutOfMemory
+from headway.errors import ConfigError, OutOfMemory
 from headway.journal import read_events
 from headway.opening import opened
 from headway.recipes.text import TextTask, TokenRow, cut_row
-from headway.records import StepReport
+from headway.records import StepReport, StopReason
 from headway.run import train as loop
 from toy import Cut, CutAt, assert_same_state, context, final_state, toy_config
 
@@ -214,6 +214,48 @@ def test_where_the_config_allows_it_rows_are_cut_from_that_step_on_and_resume_cu
     train(config(tmp_path / "cut"), show=Seen(-1))
     one, other = (final_state(tmp_path / name / "runs/run") for name in ("whole", "cut"))
     assert_same_state(one, other)
+
+
+def test_a_run_that_one_row_ended_goes_on_once_rows_may_be_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To allow it makes no other run; and what was cut stays so where that is taken back."""
+    real = TextTask.loss
+
+    def small(task: TextTask, model: torch.nn.Module, inputs: Inputs) -> RowSums:
+        if torch.is_grad_enabled() and inputs["input_ids"].shape[1] > fits[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(task, model, inputs)
+
+    def config(shorten_rows_to: int | None) -> RunConfig:
+        tree = tree_of("pretrain", tmp_path)
+        train = {"shorten_rows_to": shorten_rows_to, "horizon": {"steps": 4}}
+        tree["train"] = {**tree["train"], **train}
+        tree["checkpoint"] = {"every_steps": 1, "every_minutes": None, "keep_last": 9}
+        return RunConfig(**tree)
+
+    fits = [1000]
+    monkeypatch.setattr(TextTask, "loss", small)
+    with pytest.raises(Cut):
+        train(config(None), show=CutAt(2))
+    fits = [12]
+    with pytest.raises(OutOfMemory, match=r"train\.shorten_rows_to"):
+        train(config(None))
+    with pytest.raises(Cut):
+        train(config(8), show=CutAt(3))
+    journal = tmp_path / "runs/run/journal.jsonl"
+    assert read_events(journal, {"out_of_memory"})[-1]["cut_tokens"] == 8
+    with opened(config(None)) as run:
+        assert run.task.cuts and loop(run) is StopReason.FINISHED  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("recipe", ["regression", "vision", "graph_vae", "latent_editor"])
+def test_leave_to_cut_rows_that_cannot_be_cut_is_refused_and_not_ignored(
+    recipe: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"train\.shorten_rows_to"):
+        tree = tree_of(recipe, tmp_path)
+        train(RunConfig(**{**tree, "train": {**tree["train"], "shorten_rows_to": 8}}))
 
 
 def test_rows_are_never_cut_unasked_nor_below_what_was_allowed(tmp_path: Path) -> None:

@@ -9,21 +9,25 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_recipe import ToyRecipe
 
 from headway.api import train
 from headway.cost import Meter, Price, process_age_seconds
+from headway.engine.task import Interrupted
+from headway.engine.world import World
 from headway.journal import read_events
-from headway.limits import Limits, used_seconds
+from headway.limits import LIMITS, Limits, Spent, used_seconds
 from headway.opening import opened
 from headway.records import StepReport, StopReason
 from headway.run import train as loop
 from headway.show import Quiet
-from headway.spending import started_meter
+from headway.spending import opening_seconds, refuse_spent, started_meter
 from toy import Cut, CutAt, assert_same_state, final_state, toy_config
 
+WORLD = World(torch.device("cpu"))
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
@@ -222,6 +226,30 @@ def test_a_run_that_stopped_at_a_limit_builds_nothing_when_it_is_started_again(
     assert len(builds) == 2
 
 
+def lines_of(opened_at: datetime, attempt_at: datetime) -> list[dict[str, Any]]:
+    """An attempt that came to train in 4 s of its 100 so far, by the dates it saw."""
+    return [
+        {"event": "stop", "at": "x", "run_seconds": 50.0},
+        {"event": "opening", "at": opened_at.isoformat()},
+        {"event": "attempt", "at": attempt_at.isoformat()},
+        {"event": "step", "at": "x", "run_seconds": 56.0, "seconds": 1.0},
+        {"event": "step", "at": "x", "run_seconds": 100.0, "seconds": 1.0},
+    ]
+
+
+def test_a_date_that_jumped_while_a_run_was_opened_does_not_shut_it_out_for_good() -> None:
+    right = lines_of(NOON, NOON + timedelta(seconds=4))
+    assert opening_seconds(right) == 4.0
+    jumped = lines_of(NOON, NOON + timedelta(days=365))
+    assert opening_seconds(jumped) == 6.0, "it had used no more when its first step was done"
+    assert opening_seconds(lines_of(NOON, NOON - timedelta(days=365))) == 0.0
+    gone = [{"event": "opening", "at": NOON.isoformat()}]  # the newest, killed before it trained
+    assert opening_seconds([*right, *gone]) == 4.0
+    refuse_spent(Limits(max_seconds=200, seconds_before=100), jumped, WORLD)
+    with pytest.raises(Spent):
+        refuse_spent(Limits(max_seconds=107, seconds_before=100), jumped, WORLD)
+
+
 def test_a_recipes_own_measuring_ends_with_the_limit_and_is_made_whole_by_the_next_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +294,41 @@ def test_a_deadline_stops_with_a_checkpoint_and_more_time_goes_on(tmp_path: Path
     assert train(past) is StopReason.DEADLINE
     assert train(toy_config(tmp_path, run={"max_hours": 5.0})) is StopReason.FINISHED
     assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "whole/run"))
+
+
+def test_a_run_whose_last_step_is_done_when_the_time_is_is_finished(tmp_path: Path) -> None:
+    """Nothing is left to pay for; unless the last evaluation is."""
+
+    class Late(Quiet):
+        def step(self, report: StepReport, plan: Any, cost_usd: float | None) -> None:
+            if report.step == 6:
+                run.limits.seconds_before = 7200.0
+
+    with opened(toy_config(tmp_path, run={"max_hours": 1.0}), show=Late()) as run:
+        assert loop(run) is StopReason.FINISHED
+    measured = {"run": {"max_hours": 1.0}, "evaluate": {"every_steps": 6, "at_start": False}}
+    with opened(toy_config(tmp_path / "two", **measured), show=Late()) as run:
+        assert loop(run) is StopReason.DEADLINE
+    journal = tmp_path / "two/run/journal.jsonl"
+    assert not read_events(journal, {"evaluation"})
+    measured["run"] = {"max_hours": 9.0}
+    assert train(toy_config(tmp_path / "two", **measured)) is StopReason.FINISHED
+    assert [event["step"] for event in read_events(journal, {"evaluation"})] == [6]
+
+
+def test_every_rank_names_the_same_reason_where_measuring_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket's reserve is rank 0's alone, so another rank may not see the limit."""
+
+    def left(self: Any, task: Any, evaluation: Any, go_on: Any) -> Any:
+        raise Interrupted
+
+    monkeypatch.setattr(ToyRecipe, "measure", left)
+    with opened(toy_config(tmp_path, evaluate={"every_steps": 6})) as run:
+        said = LIMITS.index(StopReason.BUDGET)
+        monkeypatch.setattr(World, "agree", lambda self, *mine: [max(said, m) for m in mine])
+        assert run.limit() is None and run.measure_if_due() is StopReason.BUDGET
 
 
 def test_an_evaluation_ends_early_when_the_money_does(tmp_path: Path) -> None:

@@ -287,6 +287,12 @@ def test_text_of_a_journal_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in (event_line(event) or "")
 
 
+def test_rows_that_were_cut_for_want_of_memory_are_said_to_whoever_watches() -> None:
+    lack = {"event": "out_of_memory", "step": 3, "halvings": 1, "cut_tokens": 0}
+    assert "CUT" not in (event_line(lack) or "")
+    assert "rows CUT to 512 tokens" in (event_line({**lack, "cut_tokens": 512}) or "")
+
+
 def test_watch_once_says_everything_that_is_known_of_a_finished_run(tmp_path: Path) -> None:
     run = fake_run.make_run(tmp_path)
     done = CliRunner().invoke(build_app(), ["watch", str(run), "--once"])

@@ -12,7 +12,7 @@ from headway.config import RunConfig, find_recipe
 from headway.engine.optim import make_optimizer, trainable
 from headway.engine.schedule import Schedule, steps_of
 from headway.engine.steps import Plan
-from headway.engine.task import BuildContext, Recipe, Task
+from headway.engine.task import BuildContext, Recipe, Shortening, Task
 from headway.engine.world import World
 from headway.errors import ConfigError
 from headway.machine import cache_folder
@@ -98,8 +98,16 @@ def build_context(config: RunConfig, world: World, *, data: bool = True) -> Buil
 
 
 def make_plan(config: RunConfig, task: Task) -> Plan:
-    """The horizon in steps, and the schedule over them."""
+    """The horizon in steps, and the schedule over them.
+
+    Raises ConfigError: rows may be shortened, and this task's cannot be.
+    """
     section = config.train
+    if section.shorten_rows_to and not isinstance(task, Shortening):
+        raise ConfigError(
+            f"train.shorten_rows_to: a row of the recipe {config.recipe} cannot be cut, so it "
+            "would do nothing; leave it out"
+        )
     horizon, rows = section.horizon, section.batch_size
     if horizon.steps:
         num_steps = horizon.steps

@@ -34,13 +34,14 @@ from headway.claim import (
     same_run_there,
 )
 from headway.config import RunConfig, find_recipe, fingerprint, load_config
+from headway.engine.ladder import OneRowTooLarge
 from headway.engine.rehearsal import Rehearsal
 from headway.engine.state import TrainState
 from headway.engine.steps import Plan
 from headway.engine.task import Recipe, Task
 from headway.engine.world import World, choose_device
 from headway.errors import CheckpointError, ConfigError, OutOfMemory, RunLocked
-from headway.foreseen import price_findings, rehearsal_findings, run_seconds
+from headway.foreseen import one_row_finding, price_findings, rehearsal_findings, run_seconds
 from headway.journal import read_events
 from headway.lock import holder
 from headway.machine import facts_of, prepare_torch
@@ -154,7 +155,7 @@ class Inspection:
         return Check("disk", run, needs=("model",))
 
     def rehearse(self, config: RunConfig) -> Iterator[Finding]:
-        """Real steps, undone; a batch that does not fit is a blocker."""
+        """Real steps, undone; a batch for which training has no way to fit is a blocker."""
         built = self.whole()
         try:
             for found in rehearsal_findings(config, built.state, built.plan, self.world):
@@ -162,18 +163,18 @@ class Inspection:
                     yield found
                 else:
                     self.rehearsed = found
+        except OneRowTooLarge as error:
+            yield one_row_finding(config, built.task, self.world, error)
         except OutOfMemory as error:
-            yield Finding(
-                level="blocker",
-                name="rehearsal",
-                what=str(error),
-                why="training would end when it comes to this row",
-            )
+            why = "training would end in its first step"
+            yield Finding(level="blocker", name="rehearsal", what=str(error), why=why)
 
     def price(self, config: RunConfig, folder: Path) -> Iterator[Finding]:
         """Time and dollars of what is left of the run."""
         built, found = self.whole(), self.rehearsed
-        assert found is not None  # asked only after the rehearsal
+        if found is None:
+            yield note("price", "not known: the rehearsal found no step that fits as it is")
+            return
         step = built.state.step
         training, evaluating = run_seconds(found, config, built.task, built.plan, step)
         budget = config.cost.budget_usd if config.cost else None

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 
 import torch
 
+from headway.building import build_context
 from headway.checks import sentence
 from headway.config import RunConfig
 from headway.cost import Meter
+from headway.engine.ladder import OneRowTooLarge
 from headway.engine.rehearsal import Rehearsal, TogetherTooLarge, rehearse
 from headway.engine.state import TrainState
 from headway.engine.steps import Plan
-from headway.engine.task import Task
+from headway.engine.task import Shortening, Task
 from headway.engine.world import World
 from headway.errors import NonFiniteStep
 from headway.preflight.host import usable_memory_bytes
@@ -32,7 +34,8 @@ FORWARD_SHARE = 1 / 3
 def rehearsal_findings(
     config: RunConfig, state: TrainState, plan: Plan, world: World
 ) -> Iterator[Finding | Rehearsal]:
-    """What the rehearsal found, last the rehearsal itself. Raises OutOfMemory: one row alone.
+    """What the rehearsal found, last the rehearsal itself. Raises OneRowTooLarge, NonFiniteStep,
+    OutOfMemory where the optimizer's update does not fit.
 
     Rows that do not fit together are a warning: training cuts them, and so does this.
     """
@@ -60,18 +63,44 @@ def rehearsal_findings(
     yield found
 
 
+def one_row_finding(config: RunConfig, task: Task, world: World, error: OneRowTooLarge) -> Finding:
+    """What a row that does not fit by itself comes to: the rungs that training has left, or its
+    end. The rehearsal takes none of them: they cannot be undone."""
+    rungs = []
+    if not build_context(config, world).activation_checkpointing:
+        rungs.append("recomputes activations, if the model can")
+    shortest = config.train.shorten_rows_to
+    if shortest and error.tokens > shortest and isinstance(task, Shortening):
+        rungs.append(f"CUTS rows, to no fewer than {shortest:,} tokens (train.shorten_rows_to)")
+    if not rungs:
+        why = "training would end when it comes to this row"
+        return Finding(level="blocker", name="rehearsal", what=str(error), why=why)
+    return Finding(
+        level="warning",
+        name="rehearsal",
+        what=f"a row of {error.tokens:,} tokens does not fit by itself",
+        why=f"at such a row training {', then '.join(rungs)}, and ends where that is not enough; "
+        "memory, time and price are not known before",
+        fix="Set hardware.activation_checkpointing: true, or task.max_tokens lower",
+    )
+
+
 def foretold(
     config: RunConfig, state: TrainState, plan: Plan, world: World, meter: Meter | None
 ) -> list[tuple[str, str]]:
     """What a new run will take, rehearsed before its step 1; nothing where it was not asked to be.
 
     A budget that is too small is a warning here: the run will stop at it, as it was told. Several
-    ranks do not rehearse: one that ran out of memory would leave the others waiting.
+    ranks do not rehearse: one that ran out of memory would leave the others waiting. Raises
+    OutOfMemory where training would find no way to fit either.
     """
     asked = config.run.rehearse
     wanted = world.device.type == "cuda" if asked == "auto" else asked
-    if state.step or world.ranks > 1 or not wanted:
+    if state.step or not wanted:
         return []
+    if world.ranks > 1:
+        line = "run.rehearse: over several ranks nothing is rehearsed; on one, `headway check` does"
+        return [("warning", line)] if asked is True else []
     told: list[Finding] = []
     try:
         for found in rehearsal_findings(config, state, plan, world):
@@ -83,6 +112,10 @@ def foretold(
             told += price_findings(seconds, plan.num_steps, meter, budget)
     except NonFiniteStep as error:  # training refuses such a step, and goes on
         told.append(Finding(level="warning", name="rehearsal", what=str(error)))
+    except OneRowTooLarge as error:
+        told.append(one_row_finding(config, state.task, world, error))
+        if told[-1].level == "blocker":
+            raise
     return [
         ("fit" if each.level == "note" else "warning", f"{each.name}: {sentence(each)}")
         for each in told

@@ -135,9 +135,10 @@ class Run:
             return StopReason.SIGNAL, True
         if cut_off:
             return StopReason.ERROR, True
-        if spent:
+        done = report.step >= self.plan.num_steps
+        if spent and (not done or self.evaluation_due(report.step)):
             return LIMITS[spent], True
-        if report.step >= self.plan.num_steps:
+        if done:  # the reserve for one more step is not needed any more
             return StopReason.FINISHED, True
         return None, bool(save_due)
 
@@ -200,7 +201,7 @@ class Run:
                 rung=self.rung,
             )
             if found is None or not self.measured(found):
-                return self.limit() or StopReason.SIGNAL
+                return self.spent() or StopReason.SIGNAL
         if section.early_stop is None or stop:
             return None
         patience, min_delta = section.early_stop.patience, section.early_stop.min_delta

@@ -135,15 +135,24 @@ def refuse_spent(limits: Limits, events: Sequence[Mapping[str, Any]], world: Wor
 
 
 def opening_seconds(events: Iterable[Mapping[str, Any]]) -> float:
-    """How long the newest attempt that came to train was opening; 0 where none did."""
-    began, took = "", 0.0
+    """How long the newest attempt that came to train was opening; 0 where none did.
+
+    By the date of its lines, and never more than it says it used by then: a date may be set while a
+    run is opened, and a year too much would shut the run out for good.
+    """
+    began, took, newest = "", 0.0, 0.0
+    used = before = 0.0  # run_seconds: on a clock that no one can set
     for event in events:
         if event["event"] == "opening":
-            began = event["at"]
+            began, took, before = event["at"], 0.0, used
         elif event["event"] == "attempt" and began:
             since = datetime.fromisoformat(event["at"]) - datetime.fromisoformat(began)
             took = max(0.0, since.total_seconds())
-    return took
+        seen = used_seconds([event])
+        if took and seen > before:
+            newest, took = min(took, seen - before), 0.0
+        used = max(used, seen)
+    return newest
 
 
 def facts_of(store: CheckpointStore) -> list[Mapping[str, Any]]:

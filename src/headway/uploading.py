@@ -222,8 +222,8 @@ class Uploading:
         why = uploader.failure()
         return (
             f"NOT IN THE BUCKET: step {', '.join(map(str, left))}{f' ({why})' if why else ''}. It "
-            f"is on this disk; the same command, or `headway upload push {self._folder} --all`, "
-            "sends it"
+            f"is on this disk; `headway upload push {self._folder} --all` sends it, and the same "
+            "command once the run may go on"
         )
 
     def drain(self, until: Callable[[], bool], say: Say) -> bool:

@@ -12,6 +12,8 @@ from headway.config.run_config import RunConfig
 from headway.config.shape import Path
 
 ABSENT = object()
+PERMISSIONS = frozenset({"shorten_rows_to"})
+"""Keys of ``train`` that say what may be done in need, not what is learned."""
 
 
 def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,9 +21,11 @@ def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     The weights it begins from are a part, and so are the rows that held-out losses are compared
     on. Mechanics (hardware), other measurements, retention, money and names may change between
-    attempts.
+    attempts, and so may a permission: what was cut under ``shorten_rows_to`` is in the journal.
     """
     kept: dict[str, Any] = {key: tree.get(key) for key in ("recipe", "train", "task")}
+    if isinstance(kept["train"], Mapping):
+        kept["train"] = {k: v for k, v in kept["train"].items() if k not in PERMISSIONS}
     for section, key in (("run", "seed"), ("run", "warm_start"), ("evaluate", "max_rows")):
         value = (tree.get(section) or {}).get(key)
         if value is not None:

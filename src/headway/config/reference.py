@@ -38,8 +38,9 @@ as `key.path=value` (the value is read as YAML).
 - Every other path is relative to the working directory.
 - `"16"` is text and not a number; `2e-4` is a number; `true` and `false` are the only booleans.
 - The run keeps the resolved config, defaults included, in `config.yaml`; loading it gives an equal
-  config. `recipe`, `train`, `task` and `run.seed` are the run's identity (its fingerprint): a run
-  is never continued with another. Everything else may change between attempts.
+  config. `recipe`, `train` (but for `shorten_rows_to`), `task` and `run.seed` are the run's
+  identity (its fingerprint): a run is never continued with another. Everything else may change
+  between attempts.
 """
 
 

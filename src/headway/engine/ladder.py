@@ -52,6 +52,20 @@ class Rung:
         return " and ".join(part for part in (parts, recomputed, cut) if part) or "as configured"
 
 
+class OneRowTooLarge(OutOfMemory):
+    """A row does not fit by itself, and what was tried was all that may be."""
+
+    def __init__(self, row: Microbatch, said: str) -> None:
+        self.tokens = row.tokens
+        super().__init__(
+            f"one row alone does not fit: row {row.rows[0]} with {row.tokens} tokens, "
+            f"activations recomputed: {said}. What is left changes what is learned, so it is "
+            "yours to decide: shorter rows (train.shorten_rows_to, or task.max_tokens for all), "
+            "tuning kind qlora, a smaller model; "
+            "or a GPU with more memory"
+        )
+
+
 def step_down(
     rung: Rung,
     error: RuntimeError,
@@ -63,8 +77,9 @@ def step_down(
     """The next rung, after ``error`` in these microbatches.
 
     ``cut``: the step after which rows may be cut, and the fewest tokens they may be cut to.
-    Raises ``error`` itself if it is no lack of memory, OutOfMemory if there is no rung left, or
-    several ranks: the others wait for this one's gradients within the same backward pass.
+    Raises ``error`` itself if it is no lack of memory, OneRowTooLarge if there is no rung left,
+    OutOfMemory if there are several ranks: the others wait for this one's gradients within the same
+    backward pass.
     """
     if not is_out_of_memory(error):
         raise error
@@ -87,13 +102,7 @@ def step_down(
         rung.halvings += 1  # so that no batch that was made before is taken
         task.cut_rows(rung.cut_tokens, rung.cut_since)
     else:
-        raise OutOfMemory(
-            f"one row alone does not fit: row {longest.rows[0]} with {longest.tokens} tokens, "
-            f"activations recomputed: {said}. What is left changes what is learned, so it is "
-            "yours to decide: shorter rows (train.shorten_rows_to, or task.max_tokens for all), "
-            "tuning kind qlora, a smaller model; "
-            "or a GPU with more memory"
-        ) from error
+        raise OneRowTooLarge(longest, said) from error
 
 
 @contextmanager

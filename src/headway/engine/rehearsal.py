@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,8 +26,9 @@ from headway.engine.world import World
 from headway.errors import NonFiniteStep, OutOfMemory
 from headway.records import StepReport
 
-LOOKED_AT_STEPS, LOOKED_AT_ROWS = 64, 4096
-"""Where a task cuts its batches by tokens, so many are looked at for the fullest microbatch."""
+LOOKED_AT_STEPS, LOOKED_AT_ROWS, LOOKED_AT_SECONDS = 64, 4096, 5.0
+"""Where a task cuts its batches by tokens, so many are looked at for the fullest microbatch; fewer
+where they are slow to make, as pictures are: a GPU waits meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +93,15 @@ def heaviest_batch(task: Task, rows: int | None) -> list[Microbatch]:
     """
     if rows is not None:
         return [task.longest(rows)] * 2
-    batches: list[Microbatch] = []
+    fullest: list[Microbatch] = []  # one alone is kept: pictures are large
+    looked_at, began = 0, time.monotonic()
     for step in range(LOOKED_AT_STEPS):
-        batches += task.batch_at(step)
-        if sum(len(m.rows) for m in batches) > LOOKED_AT_ROWS:
+        batch = task.batch_at(step)
+        looked_at += sum(len(m.rows) for m in batch)
+        fullest = [max([*fullest, *batch], key=lambda microbatch: microbatch.tokens)]
+        if looked_at > LOOKED_AT_ROWS or time.monotonic() - began > LOOKED_AT_SECONDS:
             break
-    return [max(batches, key=lambda microbatch: microbatch.tokens), task.longest(1)]
+    return [*fullest, task.longest(1)]
 
 
 def one_step(

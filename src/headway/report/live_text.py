@@ -259,7 +259,9 @@ def _happened(event: Event) -> str | None:
         case "rollback":
             return f"back to step {event.get('back_to')}: {event.get('why')}"
         case "out_of_memory":
-            return f"OUT OF MEMORY at step {step}; it goes on in smaller pieces"
+            tokens = event.get("cut_tokens")
+            cut = f", with rows CUT to {tokens} tokens" if tokens else ""
+            return f"OUT OF MEMORY at step {step}; it goes on in smaller pieces{cut}"
         case "stop":
             return _stopped(event)
     return None
