@@ -20,6 +20,7 @@ from headway.data.cad import (
     read_edits,
     read_json_edits,
     write_edits,
+    write_json_edits,
 )
 from headway.data.cad.edits import Edit
 from headway.data.cad.families import are_valid
@@ -185,6 +186,22 @@ def test_the_seeds_json_is_written_and_read(tmp_path: Path) -> None:
         "direction",
         "edit_type",
     } <= set(one)
+
+
+def test_json_files_say_whose_latents_they_hold_and_those_of_two_never_mix(tmp_path: Path) -> None:
+    for name, vae in (("a", "abc"), ("b", "abc"), ("c", "other")):
+        write_edits(tmp_path / name, count=20, seed=ord(name), encode=encode, vae_sha256=vae)
+    for name in "ab":
+        write_json_edits(tmp_path / f"json/{name}.json", read_edits(tmp_path / name)[0], ord(name))
+        again, _ = read_json_edits(tmp_path / f"json/{name}.json")
+        assert again.vae_sha256 == "abc" and len(again) == 20
+    told = json.loads((tmp_path / "json/metadata.json").read_text())
+    assert (told["num_samples"], told["latent_dim"], told["paired"]) == (40, 4, False)
+    assert told["files"]["b.json"] == {"num_samples": 20, "seed": ord("b")}
+    assert {"single", "noop"} <= set(told["edit_types"]) and "length" in told["parameters"]
+    with pytest.raises(DataError, match="another autoencoder made"):
+        write_json_edits(tmp_path / "json/c.json", read_edits(tmp_path / "c")[0], ord("c"))
+    assert not (tmp_path / "json/c.json").exists()
 
 
 def theirs(**changes: Any) -> dict[str, Any]:
