@@ -54,6 +54,13 @@ def encode(graphs: Any) -> np.ndarray:
         ("shorten the vertical leg by 2 cm", {"leg2": -20}),
         ("shorten the vertical leg by 1.375 inches", {"leg2": -34.925}),
         ("set leg1 to 120 mm", {"leg1": 20}),
+        ("set leg1 to 12 cm", {"leg1": 20}),
+        ("make leg1 120 mm", {"leg1": 20}),
+        ("leg1 = 120mm", {"leg1": 20}),
+        ("the width should be 50 millimeters", {"width": 10}),
+        ("make leg1 longer by 20 mm", {"leg1": 20}),
+        ("decrease the thickness by 0.5 mm", {"thickness": -0.5}),
+        ("make it 10% bigger", {n: 0.1 * v for n, v in NOW.items() if not n.endswith("distance")}),
         ("make the bracket thicker", {"thickness": 0.6}),
         ("make the wall a bit thinner", {"thickness": -0.3}),
         ("increase the width by 25 percent", {"width": 10}),
@@ -114,8 +121,23 @@ def test_the_mix_signs_units_and_words_are_as_promised() -> None:
     changing = [e for e in made if e.changes]
     signed = sum("+" in e.instruction or " -" in e.instruction for e in changing) / len(changing)
     assert 0.15 < signed < 0.6, "with and without a sign"
-    for word in ("cm", "inch", "percent", "a bit", "bigger", "both legs", "shrink", " to "):
+    for word in (
+        "cm",
+        "inch",
+        "percent",
+        "a bit",
+        "bigger",
+        "both legs",
+        "shrink",
+        " to ",
+        "decrease",
+        "should be",
+        "longer by",
+        "% bigger",
+    ):
         assert any(word in e.instruction for e in changing), word
+    reached = [e.instruction for e in changing if " to " in e.instruction]
+    assert all(any(unit in text for text in reached) for unit in ("cm", "millimeters", " mm"))
     touched = {(e.family.name, name) for e in changing for name in e.changes}
     assert touched == {(f.name, name) for f in FAMILIES for name in f.names}
 

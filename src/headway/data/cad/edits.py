@@ -206,9 +206,17 @@ def _amount(draws: Draws, parameter: Parameter, now: float, one: bool) -> Amount
         low = max(parameter.low, now - parameter.most_change)
         high = min(parameter.high, now + parameter.most_change)
         value = round((low + draws.number() * (high - low)) / grid) * grid
-        return Amount("to", value, f"{value:g} mm")
+        return Amount("to", value, _plainly(draws, value))
     change = max(grid, round(draws.number() * parameter.most_change / grid) * grid)
     return Amount("by", *_written(draws, change))
+
+
+def _plainly(draws: Draws, value: float) -> str:
+    """A length to reach; the text is exact."""
+    form = draws.number()
+    if form < 0.2:
+        return f"{value / 10:g} cm"
+    return f"{value:g} millimeters" if form < 0.3 else f"{value:g} mm"
 
 
 def _written(draws: Draws, change: float) -> tuple[float, str]:
