@@ -43,6 +43,8 @@ def test_parts_autoencoder_edits_editor_and_an_edited_part(tmp_path: Path) -> No
     assert told["sha256"] == sha256 and told["vae_sha256"] == rows.vae_sha256
     assert weights_sha256(load_vae(edits / "vae")) == rows.vae_sha256
     assert len(json.loads((tmp_path / "e.json").read_text())) == 40
+    beside = json.loads((tmp_path / "metadata.json").read_text())
+    assert beside["vae_sha256"] == rows.vae_sha256 and beside["latent_dim"] == rows.z_src.shape[1]
     assert json.loads(said("data", "cad-edits", *words, "--json"))["new"] is False
 
     tree = tree_of("latent_editor-lora", tmp_path / "b")

@@ -20,6 +20,7 @@ from headway.data.cad import (
     read_edits,
     read_json_edits,
     write_edits,
+    write_json_edits,
 )
 from headway.data.cad.edits import Edit
 from headway.data.cad.families import are_valid
@@ -53,6 +54,13 @@ def encode(graphs: Any) -> np.ndarray:
         ("shorten the vertical leg by 2 cm", {"leg2": -20}),
         ("shorten the vertical leg by 1.375 inches", {"leg2": -34.925}),
         ("set leg1 to 120 mm", {"leg1": 20}),
+        ("set leg1 to 12 cm", {"leg1": 20}),
+        ("make leg1 120 mm", {"leg1": 20}),
+        ("leg1 = 120mm", {"leg1": 20}),
+        ("the width should be 50 millimeters", {"width": 10}),
+        ("make leg1 longer by 20 mm", {"leg1": 20}),
+        ("decrease the thickness by 0.5 mm", {"thickness": -0.5}),
+        ("make it 10% bigger", {n: 0.1 * v for n, v in NOW.items() if not n.endswith("distance")}),
         ("make the bracket thicker", {"thickness": 0.6}),
         ("make the wall a bit thinner", {"thickness": -0.3}),
         ("increase the width by 25 percent", {"width": 10}),
@@ -113,8 +121,23 @@ def test_the_mix_signs_units_and_words_are_as_promised() -> None:
     changing = [e for e in made if e.changes]
     signed = sum("+" in e.instruction or " -" in e.instruction for e in changing) / len(changing)
     assert 0.15 < signed < 0.6, "with and without a sign"
-    for word in ("cm", "inch", "percent", "a bit", "bigger", "both legs", "shrink", " to "):
+    for word in (
+        "cm",
+        "inch",
+        "percent",
+        "a bit",
+        "bigger",
+        "both legs",
+        "shrink",
+        " to ",
+        "decrease",
+        "should be",
+        "longer by",
+        "% bigger",
+    ):
         assert any(word in e.instruction for e in changing), word
+    reached = [e.instruction for e in changing if " to " in e.instruction]
+    assert all(any(unit in text for text in reached) for unit in ("cm", "millimeters", " mm"))
     touched = {(e.family.name, name) for e in changing for name in e.changes}
     assert touched == {(f.name, name) for f in FAMILIES for name in f.names}
 
@@ -185,6 +208,22 @@ def test_the_seeds_json_is_written_and_read(tmp_path: Path) -> None:
         "direction",
         "edit_type",
     } <= set(one)
+
+
+def test_json_files_say_whose_latents_they_hold_and_those_of_two_never_mix(tmp_path: Path) -> None:
+    for name, vae in (("a", "abc"), ("b", "abc"), ("c", "other")):
+        write_edits(tmp_path / name, count=20, seed=ord(name), encode=encode, vae_sha256=vae)
+    for name in "ab":
+        write_json_edits(tmp_path / f"json/{name}.json", read_edits(tmp_path / name)[0], ord(name))
+        again, _ = read_json_edits(tmp_path / f"json/{name}.json")
+        assert again.vae_sha256 == "abc" and len(again) == 20
+    told = json.loads((tmp_path / "json/metadata.json").read_text())
+    assert (told["num_samples"], told["latent_dim"], told["paired"]) == (40, 4, False)
+    assert told["files"]["b.json"] == {"num_samples": 20, "seed": ord("b")}
+    assert {"single", "noop"} <= set(told["edit_types"]) and "length" in told["parameters"]
+    with pytest.raises(DataError, match="another autoencoder made"):
+        write_json_edits(tmp_path / "json/c.json", read_edits(tmp_path / "c")[0], ord("c"))
+    assert not (tmp_path / "json/c.json").exists()
 
 
 def theirs(**changes: Any) -> dict[str, Any]:

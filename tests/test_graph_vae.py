@@ -233,6 +233,8 @@ def test_what_is_no_part_is_refused_before_it_is_answered(tmp_path: Path) -> Non
         ({"family": "sphere", "parameters": {}}, "no part family 'sphere'"),
         ({"family": "block", "parameters": {"length": 50}}, "exactly the parameters"),
         ({"prompt": "x"}, "takes no prompt"),
+        ({"family": "block"}, "needs part .a STEP or JSON file., or family and parameters"),
+        ({"part": "nowhere.json"}, "not readable as JSON or STEP"),
         (
             {"family": "block", "parameters": {"length": 5000, "width": 50, "height": 20}},
             "length is 5000 mm, not 20 to 150",
@@ -240,6 +242,17 @@ def test_what_is_no_part_is_refused_before_it_is_answered(tmp_path: Path) -> Non
     ):
         with pytest.raises(ConfigError, match=said):
             recipe.check_request(request)
+
+
+def test_a_part_in_a_file_is_answered_as_its_dimensions_are(tmp_path: Path) -> None:
+    part = {"family": "block", "parameters": {"length": 50, "width": 50, "height": 20}}
+    (tmp_path / "part.json").write_text(json.dumps(part))
+    recipe, task = GraphVaeRecipe(), task_of(tmp_path)
+    told = [recipe.predict(task, given) for given in (part, {"part": str(tmp_path / "part.json")})]
+    assert told[0] == told[1] and len(told[0]["latent"]) == 8
+    (tmp_path / "part.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="an object with family and parameters was expected"):
+        recipe.check_request({"part": str(tmp_path / "part.json")})
 
 
 def test_an_export_of_other_families_or_a_torn_one_is_refused(tmp_path: Path) -> None:

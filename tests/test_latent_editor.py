@@ -305,6 +305,7 @@ def test_a_part_and_a_sentence_become_a_valid_part_on_disk(tmp_path: Path) -> No
         ({"z_src": [0.0], "instruction": "x", "colour": "red"}, "takes no colour"),
         ({"part": "nowhere.json", "instruction": "x"}, "not readable as JSON or STEP"),
         ({"z_src": "no", "instruction": "x"}, "a list of numbers"),
+        ({"z_src": [0.0], "instruction": "x", "out": "x.stl"}, r"write \.step .* or \.json"),
     ],
 )
 def test_an_odd_request_is_refused_before_it_is_answered(

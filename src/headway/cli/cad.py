@@ -90,17 +90,17 @@ def cad_edits(
     workers: _WORKERS = 1,
     rows_per_file: _ROWS = 5000,
     as_json: Annotated[
-        Path | None, typer.Option(help="Also write the rows as JSON in the seed's fields.")
+        Path | None,
+        typer.Option(help="Also write the rows as JSON in the seed's fields, and metadata.json."),
     ] = None,
     json: _JSON = False,
 ) -> None:
     """Edits: an instruction, and the latents of the part before and after, by one graph VAE."""
-    import json as json_module
     import time
 
     from headway.api import load_run
     from headway.cli.tables import show_json
-    from headway.data.cad import EncodesParts, json_edits, read_edits, write_edits
+    from headway.data.cad import EncodesParts, read_edits, write_edits, write_json_edits
     from headway.errors import ConfigError
 
     if single + compound + noop <= 0:
@@ -125,7 +125,7 @@ def cad_edits(
     )
     seconds = time.perf_counter() - started
     if as_json is not None:
-        as_json.write_text(json_module.dumps(json_edits(read_edits(to)[0])), encoding="utf-8")
+        write_json_edits(as_json, read_edits(to)[0], seed)
     if json:
         facts = {"folder": str(to), "edits": manifest.rows, "new": new, "sha256": manifest.sha256}
         show_json({**facts, "vae_sha256": sha256, "seconds": seconds})

@@ -39,7 +39,9 @@ Image = Annotated[
 ]
 Part = Annotated[
     str | None,
-    typer.Option("--part", help="latent_editor: a part, as STEP or JSON (family, parameters)."),
+    typer.Option(
+        "--part", help="graph_vae, latent_editor: a part, as STEP or JSON (family, parameters)."
+    ),
 ]
 Out = Annotated[
     str | None,

@@ -17,11 +17,12 @@ import torch
 
 from headway.data.cad import Graphs, nearest_valid, one_part
 from headway.data.cad.families import FAMILIES, Family, Values
+from headway.data.cad.reading import Unreadable, read
+from headway.data.whole_file import write_whole
 from headway.engine.precision import autocast
 from headway.errors import ConfigError, DataError
-from headway.recipes import graph_use
 from headway.recipes.editor_files import change_of
-from headway.recipes.graph_use import Part, latents, read_latents
+from headway.recipes.graph_use import STEP, Part, latents, part_asked, read_latents
 
 if TYPE_CHECKING:
     from headway.recipes.latent_editor import LatentEditorTask
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 KEYS = ("instruction", "part", "family", "parameters", "z_src", "out")
 MOVED_MM = 0.05
 """A dimension that was moved by less to make the part valid is not worth a word."""
+OFF_MM = 0.5
+"""An edit that is off by more than this from what its sentence says is said to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,34 +66,26 @@ def asked(request: Mapping[str, Any]) -> Request:
             f"found {' and '.join(given) or 'none'}"
         )
     out = Path(str(request["out"])) if request.get("out") else None
+    refuse_unwritable(out)
     if given == ["z_src"]:
         z = request["z_src"]
         if not isinstance(z, list | tuple) or not all(isinstance(v, int | float) for v in z):
             raise ConfigError("predict: z_src must be a list of numbers")
         return Request(instruction, None, None, tuple(map(float, z)), out)
-    part, notes = _part(request)
+    part, notes = part_asked(request)
     return Request(instruction, one_part(part.family, part.values), part, None, out, notes)
 
 
-def _part(request: Mapping[str, Any]) -> tuple[Part, tuple[str, ...]]:
-    """The part's family and dimensions, and what was done to read them."""
-    if request.get("part") is None:
-        named = {k: request[k] for k in ("family", "parameters") if k in request}
-        return graph_use.asked(named), ()
-    file = Path(str(request["part"]))
-    if file.suffix.lower() in (".step", ".stp"):
-        from headway.data.cad.recognise import part_of_step
+def refuse_unwritable(out: Path | None) -> None:
+    """Raise ConfigError for a file that nothing here writes, before a model is asked."""
+    if out is None:
+        return
+    if out.suffix.lower() in STEP:
+        from headway.data.cad.kernel import kernel
 
-        found = part_of_step(file)
-        turned = f"{file} lies another way: it was turned, as a {found.family.name} lies here"
-        return Part(found.family, found.values), (turned,) if found.turned else ()
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--part {file}: not readable as JSON or STEP: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"--part {file}: an object with family and parameters was expected")
-    return graph_use.asked({k: tree[k] for k in ("family", "parameters") if k in tree}), ()
+        kernel()
+    elif out.suffix.lower() != ".json":
+        raise ConfigError(f"--out {out}: write .step (extra cad) or .json")
 
 
 @torch.no_grad()
@@ -157,7 +152,22 @@ def _read(
     for name, wanted, valid in zip(family.names, said[0], now, strict=True):
         if abs(wanted - valid) > MOVED_MM:
             notes.append(f"{name} {wanted:.2f} mm makes no part: {valid:.2f} mm, the nearest, does")
-    return family, before, now, notes
+    return family, before, now, [*notes, *off_from(request.instruction, family, before, now)]
+
+
+def off_from(instruction: str, family: Family, before: Values, now: Values) -> list[str]:
+    """A line where the part is not what the sentence says, if that can be read without a model."""
+    was = dict(zip(family.names, before.tolist(), strict=True))
+    try:
+        asked_for = read(instruction, family, was)
+    except Unreadable:
+        return []
+    off = {n: to - was[n] - asked_for.get(n, 0.0) for n, to in zip(family.names, now, strict=True)}
+    far = [f"{name} {mm:+.2f} mm" for name, mm in off.items() if abs(mm) > OFF_MM]
+    if not far:
+        return []
+    said = ", ".join(f"{name} {mm:+.2f} mm" for name, mm in asked_for.items()) or "no change"
+    return [f"the sentence says {said}; the part is off from that by {', '.join(far)}"]
 
 
 def _written(out: Path, family: Family, before: Values, now: Values) -> list[Path]:
@@ -166,15 +176,13 @@ def _written(out: Path, family: Family, before: Values, now: Values) -> list[Pat
 
     dimensions = dict(zip(family.names, now.tolist(), strict=True))
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() in (".step", ".stp"):
+    if out.suffix.lower() in STEP:
         from headway.data.cad.kernel import write_step
 
         write_step(out, family, now.tolist())
-    elif out.suffix.lower() == ".json":
-        tree = {"family": family.name, "parameters": dimensions}
-        out.write_text(json.dumps(tree, indent=2), encoding="utf-8")
     else:
-        raise ConfigError(f"--out {out}: write .step (extra cad) or .json")
+        tree = {"family": family.name, "parameters": dimensions}
+        write_whole(out, json.dumps(tree, indent=2).encode())
     picture = out.with_suffix(".png")
     try:
         draw_before_after(picture, family, nearest_valid(family, before)[0], now)

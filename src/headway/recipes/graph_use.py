@@ -26,6 +26,8 @@ from headway.recipes.graph_rows import GraphRows
 
 MODEL_FILE, SHAPE_FILE = "model.safetensors", "graph_vae.json"
 AT_ONCE = 512
+STEP = (".step", ".stp")
+"""How a file's name ends that the kernel reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +44,45 @@ class Part:
 
 
 def asked(request: Mapping[str, Any]) -> Part:
-    """The part that ``family`` and ``parameters`` describe. Raises ConfigError."""
-    unknown = [str(key) for key in request if key not in ("family", "parameters")]
-    if unknown or "family" not in request or "parameters" not in request:
+    """The part that ``part``, or ``family`` and ``parameters``, describe. Raises ConfigError, and
+    DataError for a STEP file that holds no such part."""
+    keys = ("part", "family", "parameters")
+    unknown = [str(key) for key in request if key not in keys]
+    if unknown or ("part" not in request and not {"family", "parameters"} <= set(request)):
         raise ConfigError(
-            "predict needs family and parameters {name: mm}"
+            "predict needs part (a STEP or JSON file), or family and parameters {name: mm}"
             + (f", and takes no {' and no '.join(unknown)}" if unknown else "")
         )
+    return part_asked(request)[0]
+
+
+def part_asked(request: Mapping[str, Any]) -> tuple[Part, tuple[str, ...]]:
+    """The part in the file ``part``, or of ``family`` and ``parameters``; and what was done to read
+    it. Raises as ``asked``."""
+    if request.get("part") is None:
+        return _described(request), ()
+    file = Path(str(request["part"]))
+    if file.suffix.lower() in STEP:
+        from headway.data.cad.recognise import part_of_step
+
+        found = part_of_step(file)
+        turned = f"{file} lies another way: it was turned, as a {found.family.name} lies here"
+        return Part(found.family, found.values), (turned,) if found.turned else ()
     try:
-        family = find_family(str(request["family"]))
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--part {file}: not readable as JSON or STEP: {error}") from error
+    if not isinstance(tree, dict) or not {"family", "parameters"} <= set(tree):
+        raise ConfigError(f"--part {file}: an object with family and parameters was expected")
+    return _described(tree), ()
+
+
+def _described(tree: Mapping[str, Any]) -> Part:
+    try:
+        family = find_family(str(tree.get("family")))
     except DataError as error:
         raise ConfigError(f"predict: {error}") from error
-    given = request["parameters"]
+    given = tree.get("parameters")
     if not isinstance(given, Mapping) or set(given) != set(family.names):
         raise ConfigError(
             f"predict: a {family.name} has exactly the parameters {', '.join(family.names)}"

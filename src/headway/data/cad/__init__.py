@@ -10,7 +10,7 @@ that shares no template with the writer. A folder exists exactly when its manife
 from headway.data.cad.edits import Edit, Readings, edits
 from headway.data.cad.faces import Graphs, graphs_of, one_part
 from headway.data.cad.families import FAMILIES, Family, find_family, nearest_valid
-from headway.data.cad.json_format import json_edits, read_json_edits
+from headway.data.cad.json_format import json_edits, read_json_edits, write_json_edits
 from headway.data.cad.rows import (
     EditRows,
     EncodesParts,
@@ -40,5 +40,6 @@ __all__ = [
     "read_json_edits",
     "read_parts",
     "write_edits",
+    "write_json_edits",
     "write_parts",
 ]

@@ -6,6 +6,7 @@ one in ten none.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ TRIES = 200
 """A change that would leave no part, or move a hole by nothing, is drawn again."""
 LEAST_SHARE = 0.05
 """Of the largest change that is asked for: a leg changes by 2.5 mm at least, a wall by 0.2 mm."""
+PROOFS = 500
+"""Instructions whose hash stands for the wording: a template more or less changes some of them."""
 SAME_MM = 1e-6
 """A label and what is read from its text agree within this."""
 
@@ -103,6 +106,12 @@ def edits(seed: int, first: int, count: int, mix: dict[Kind, float] | None = Non
         there = tuple(values[row, : len(kind.parameters)].tolist())
         found.append(_edit(seed, index, kind, there, mix or MIX))
     return found
+
+
+def wording_sha256() -> str:
+    """Names how instructions are worded and drawn: what a folder's rows also are a function of."""
+    texts = [edit.instruction for edit in edits(0, 0, PROOFS)]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _edit(
@@ -197,9 +206,17 @@ def _amount(draws: Draws, parameter: Parameter, now: float, one: bool) -> Amount
         low = max(parameter.low, now - parameter.most_change)
         high = min(parameter.high, now + parameter.most_change)
         value = round((low + draws.number() * (high - low)) / grid) * grid
-        return Amount("to", value, f"{value:g} mm")
+        return Amount("to", value, _plainly(draws, value))
     change = max(grid, round(draws.number() * parameter.most_change / grid) * grid)
     return Amount("by", *_written(draws, change))
+
+
+def _plainly(draws: Draws, value: float) -> str:
+    """A length to reach; the text is exact."""
+    form = draws.number()
+    if form < 0.2:
+        return f"{value / 10:g} cm"
+    return f"{value:g} millimeters" if form < 0.3 else f"{value:g} mm"
 
 
 def _written(draws: Draws, change: float) -> tuple[float, str]:

@@ -3,7 +3,8 @@
 ``instruction``, ``z_src``, ``z_tgt``, ``delta_z``, ``param_deltas`` {name: mm}, ``direction`` (1
 more, 0 less, 0.5 neither), ``edit_type``; or the paired form, whose keys end in ``_inc`` and
 ``_dec`` and which is two edits. Files of ours add ``family`` and ``parameters`` {name: mm}; a
-``metadata.json`` beside the file names the weights that made its latents.
+``metadata.json`` beside the file names the weights that made its latents: without it nobody could
+tell whether an autoencoder is theirs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from headway.data.cad.families import FAMILIES, MOST_PARAMETERS, find_family
 from headway.data.cad.rows import EditRows
+from headway.data.whole_file import write_whole
 from headway.errors import DataError
 
 THEIRS = {"leg1_length": "leg1", "leg2_length": "leg2"}
@@ -164,6 +166,36 @@ def json_edits(rows: EditRows) -> list[dict[str, Any]]:
             }
         found.append(item)
     return found
+
+
+def write_json_edits(path: Path, rows: EditRows, seed: int) -> None:
+    """The rows as a JSON file, and what they are in ``metadata.json`` beside it.
+
+    Several files may lie beside one another, such as those of the splits, if one autoencoder made
+    their latents; DataError where another did.
+    """
+    beside = path.parent / "metadata.json"
+    if beside.is_file() and (stated := _weights(path)) != rows.vae_sha256:
+        raise DataError(
+            f"{beside} is of files whose latents another autoencoder made ({stated}); write "
+            f"{path.name} into another folder"
+        )
+    there = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    files = {**there.get("files", {}), path.name: {"num_samples": len(rows), "seed": seed}}
+    named = {name for changes in rows.changes for name in changes}
+    tree = {
+        **there,
+        "vae_sha256": rows.vae_sha256,
+        "latent_dim": rows.z_src.shape[1],
+        "num_samples": sum(file["num_samples"] for file in files.values()),
+        "paired": False,
+        "edit_types": sorted({*there.get("edit_types", []), *rows.kinds}),
+        "parameters": sorted({*there.get("parameters", []), *named}),
+        "files": files,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(json_edits(rows)).encode())
+    write_whole(beside, json.dumps(tree, indent=1).encode())
 
 
 def direction(changes: Mapping[str, float]) -> float:

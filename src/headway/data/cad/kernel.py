@@ -7,7 +7,7 @@ say: a hole that cuts nothing leaves a valid solid and no error, and only its vo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,22 @@ def kernel_version() -> str:
 def build(family: Family, values: Sequence[float]) -> Any:
     """The solid with these dimensions in mm. Raises DataError where it is none, or another."""
     refuse_invalid(family, values)
+    part = unchecked(family, values)
+    refuse_another(part, family, values)
+    return part
+
+
+def unchecked(family: Family, values: Sequence[float]) -> Any:
+    """What the kernel makes of these dimensions, whatever that is. Raises DataError."""
     cad, v = kernel(), dict(zip(family.names, values, strict=True))
     makers = {
         "bracket": _bracket, "tube": _tube, "channel": _channel, "block": _block,
         "cylinder": _cylinder, "blockhole": _blockhole,
     }  # fmt: skip
     try:
-        part = makers[family.name](cad, v)
+        return makers[family.name](cad, v)
     except Exception as error:  # whatever the kernel raises: it has exceptions of its own
         raise DataError(f"the kernel cannot build a {family.name} of {v}: {error}") from error
-    refuse_another(part, family, values)
-    return part
 
 
 def refuse_another(part: Any, family: Family, values: Sequence[float]) -> None:
@@ -133,7 +138,7 @@ def graph_of(part: Any) -> Graphs:
     The order of the faces is the kernel's. Raises DataError for a face that no family has, or for
     more faces than a part has.
     """
-    faces = list(part.faces())
+    cad, faces = kernel(), list(part.faces())
     if not 0 < len(faces) <= MOST_FACES:
         raise DataError(
             f"a solid of {len(faces)} faces is none of the parts known here: they have at most "
@@ -150,7 +155,9 @@ def graph_of(part: Any) -> Graphs:
     middle = part.bounding_box().center()
     for number, face in enumerate(faces):
         made.types[0, number], made.faces[0, number] = _face(face, middle)
-    joined = _joined(part, faces)
+    flat = made.types[0] == PLANE
+    normals = [cad.Vector(*n[1:4]) if f else None for n, f in zip(made.faces[0], flat, strict=True)]
+    joined = _joined(part, faces, normals)
     if 2 * len(joined) > MOST_EDGES:
         raise DataError(f"a solid of {len(joined)} edges is none of the parts known here")
     for place, (one, other, length, dihedral) in enumerate(joined):
@@ -188,31 +195,52 @@ def _face(face: Any, middle: Any) -> tuple[int, list[float]]:
     return shown, [face.area, *along.tolist(), *centroid, curvature, 0.0, *extents]
 
 
-def _joined(part: Any, faces: list[Any]) -> list[tuple[int, int, float, float]]:
-    """(face, face, length, dihedral) of every edge between two faces; a seam is between none."""
+def _joined(
+    part: Any, faces: list[Any], normals: Sequence[Any]
+) -> list[tuple[int, int, float, float]]:
+    """(face, face, length, dihedral) of every edge between two faces; a seam is between none.
+
+    ``normals``: of the planes; None where a face is round.
+    """
     by_edge: dict[Any, tuple[Any, list[int]]] = {}
     for number, face in enumerate(faces):
         for edge in face.edges():
             by_edge.setdefault(edge, (edge, []))[1].append(number)
-    found = []
-    solid = part.solid()
+    found, inside = [], _inside(part.solid())
     for edge, sides in by_edge.values():
         if len(set(sides)) == 2:
+            point = edge.position_at(0.5)
             one, other = sorted(set(sides))
-            angle = _dihedral(solid, edge, faces[one], faces[other])
+            first, second = (
+                faces[k].normal_at(point) if normals[k] is None else normals[k]
+                for k in (one, other)
+            )
+            angle = _dihedral(inside, point, first, second)
             found.append((one, other, float(edge.length), angle))
     return sorted(found)
 
 
-def _dihedral(solid: Any, edge: Any, one: Any, other: Any) -> float:
-    """The angle through the material between two faces at the middle of their edge, in rad."""
-    point = edge.position_at(0.5)
-    first, second = one.normal_at(point), other.normal_at(point)
+def _inside(solid: Any) -> Callable[[Any], bool]:
+    """Asks whether a point is in a solid: making the question ready is dearer than asking it."""
+    from OCP.BRepClass3d import BRepClass3d_SolidClassifier
+    from OCP.TopAbs import TopAbs_State
+
+    classifier = BRepClass3d_SolidClassifier(solid.wrapped)
+
+    def inside(point: Any) -> bool:
+        classifier.Perform(point.to_pnt(), PROBE_MM / 10)
+        return bool(classifier.State() == TopAbs_State.TopAbs_IN)
+
+    return inside
+
+
+def _dihedral(inside: Callable[[Any], bool], point: Any, first: Any, second: Any) -> float:
+    """The angle through the material in rad, where two faces with these normals meet at a point."""
     between = math.acos(max(-1.0, min(1.0, first.dot(second))))
     if between < 1e-4:
         return math.pi
     # Out along one normal and back along the other: in the material at an inner corner alone.
-    inner = solid.is_inside(point + (first - second) * PROBE_MM)
+    inner = inside(point + (first - second) * PROBE_MM)
     return math.pi + between if inner else math.pi - between
 
 

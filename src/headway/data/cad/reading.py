@@ -31,6 +31,9 @@ FIGURE = re.compile(
 )
 AMOUNT = r"\.\d|\s*(?:mm|millimet|cm|centimet|inch|percent|%)"
 """What follows a figure that is no leg's or hole's number: "the hole 2 mm smaller"."""
+TO = re.compile(r"(\bto|=)\s*$")
+SIMPLY = re.compile(r"\b(make|set|be)\b")
+"""With a length, and no word for which way: "make the width 80 mm", "it should be 80 mm"."""
 UNIT_MM = (("mi", 1.0), ("mm", 1.0), ("c", 10.0), ("i", 25.4))
 WORDS = ((r"\b(a bit|slightly|a little)\b", 5.0), (r"\b(a lot|much)\b", 25.0))
 BY_ADJECTIVE = (
@@ -150,7 +153,8 @@ def _change(said: str, name: str, values: Mapping[str, float]) -> float:
         return (sign or _directed(way, said)) * number / 100 * _present(values, name, said)
     unit = figure["unit"]
     mm = number * next(scale for start, scale in UNIT_MM if unit.startswith(start))
-    if re.search(r"\bto\s*$", said[: figure.start()]):
+    reached = TO.search(said[: figure.start()])
+    if reached or (sign is None and way == 0 and SIMPLY.search(said)):
         return (sign or 1) * mm - _present(values, name, said)
     return (sign or _directed(way, said)) * mm
 

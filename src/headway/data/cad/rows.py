@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headway.data.cad import store
 from headway.data.cad.checks import refuse_inconsistent
-from headway.data.cad.edits import MIX, Edit, Kind, Readings, edits
+from headway.data.cad.edits import MIX, Edit, Kind, Readings, edits, wording_sha256
 from headway.data.cad.faces import Graphs, graphs_of
 from headway.data.cad.families import FAMILIES, MOST_PARAMETERS, Family, Values
 from headway.data.cad.sampling import parts
@@ -218,10 +218,14 @@ def write_edits(
             write_vae(folder / ".partial-vae")
             (folder / ".partial-vae").rename(folder / "vae")
 
+    made_of = {
+        "seed": seed, "mix": mix, "families": tables(), "wording": wording_sha256(),
+        "vae_sha256": vae_sha256,
+    }  # fmt: skip
     return store.write(
         to,
         "edits",
-        {"seed": seed, "mix": mix, "families": tables(), "vae_sha256": vae_sha256},
+        made_of,
         count,
         partial(edit_arrays, seed, mix),
         finish=with_latents,

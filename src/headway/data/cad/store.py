@@ -172,7 +172,8 @@ def _begin(to: Path, plan: Mapping[str, Any]) -> None:
 def _same(to: Path, same: bool) -> None:
     if not same:
         raise DataError(
-            f"{to}: holds rows of another kind, seed or count. Choose another folder, or delete it"
+            f"{to}: holds rows of another kind, seed or count, or made another way (ranges, "
+            "wording, autoencoder, kernel). Choose another folder, or delete it"
         )
 
 

@@ -157,6 +157,7 @@ TOGETHER: dict[str, tuple[Name, ...]] = {
 """Dimensions that one clause changes alike."""
 WHOLE = (
     ("make it{word} bigger{figure}", "make it{word} smaller{figure}"),
+    ("make it{word}{share} bigger", "make it{word}{share} smaller"),
     ("make the {part}{word} larger{figure}", "make the {part}{word} smaller{figure}"),
     ("enlarge it{figure}{word_after}", "shrink it{figure}{word_after}"),
     ("scale it up{figure}{word_after}", "scale it down{figure}{word_after}"),
@@ -211,23 +212,28 @@ def clause(draws: Draws, family: Family, name: Name, amount: Amount, more: bool)
     return draws.choose(forms).replace("{part}", spoken(family))
 
 
+def _verbs(more: bool) -> tuple[str, ...]:
+    return ("increase",) if more else ("reduce", "decrease")
+
+
 def _to(name: Name, text: str, more: bool) -> list[str]:
-    return [f"{verb} {q} to {text}" for q in name.quantities for verb in ("set", "change")]
+    found = [f"{verb} {q} to {text}" for q in name.quantities for verb in ("set", "change")]
+    found += [f"make {q} {text}" for q in name.quantities]
+    return found + [f"{q} should be {text}" for q in name.quantities if not q.startswith("both")]
 
 
 def _by(name: Name, text: str, more: bool) -> list[str]:
     """With a sign, or with a word instead of one."""
-    sign = "+" if more else "-"
-    verb, size = ("increase", "larger") if more else ("reduce", "smaller")
+    sign, size = ("+", "larger") if more else ("-", "smaller")
     found = []
     for q in name.quantities:
         found += [f"{q} {sign}{text}", f"change {q} by {sign}{text}", f"adjust {q} by {sign}{text}"]
-        found += [f"{verb} {q} by {text}"]
+        found += [f"{verb} {q} by {text}" for verb in _verbs(more)]
         found += [f"make {q} {text} {size}"] if not q.startswith(("leg", "both")) else []
     for what, longer, shorter in name.things:
         word = longer if more else shorter
         found += [f"make {what} {text} {word}", f"{what} should be {text} {word}"]
-        found += [f"{what} {text} {word}"]
+        found += [f"{what} {text} {word}", f"make {what} {word} by {text}"]
     found += [f"{to if more else fro} {what} by {text}" for what, to, fro in name.verbs]
     for what, to, fro in name.moves:
         found += [f"move {what} {text} {to if more else fro}"] * 2
@@ -235,18 +241,16 @@ def _by(name: Name, text: str, more: bool) -> list[str]:
 
 
 def _percent(name: Name, text: str, more: bool) -> list[str]:
-    verb = "increase" if more else "reduce"
-    found = [f"{verb} {q} by {text}" for q in name.quantities]
+    found = [f"{verb} {q} by {text}" for q in name.quantities for verb in _verbs(more)]
     for what, longer, shorter in name.things:
         found += [f"make {what} {text} {longer if more else shorter}"]
     return found + [f"{to if more else fro} {what} by {text}" for what, to, fro in name.verbs]
 
 
 def _word(name: Name, text: str, more: bool) -> list[str]:
-    verb = "increase" if more else "reduce"
     after = {"": "", "much": " a lot"}.get(text, f" {text}")
     before = {"": "", "a lot": " much"}.get(text, f" {text}")
-    found = [f"{verb} {q}{after}" for q in name.quantities]
+    found = [f"{verb} {q}{after}" for q in name.quantities for verb in _verbs(more)]
     for what, longer, shorter in name.things:
         found += [f"make {what}{before} {longer if more else shorter}"]
     return found + [f"{to if more else fro} {what}{after}" for what, to, fro in name.verbs]
@@ -259,8 +263,10 @@ def whole(draws: Draws, family: Family, amount: Amount, more: bool) -> str:
     figure = f" by {text}" if amount.kind == "percent" else ""
     before = {"": "", "a lot": " much"}.get(text, f" {text}") if not figure else ""
     after = {"": "", "much": " a lot"}.get(text, f" {text}") if not figure else ""
-    filled = form.replace("{figure}", figure).replace("{word_after}", after)
-    return filled.replace("{word}", before).replace("{part}", spoken(family))
+    share = f" {text}" if amount.kind == "percent" else ""
+    filled = form.replace("{figure}", figure).replace("{share}", share)
+    filled = filled.replace("{word_after}", after).replace("{word}", before)
+    return filled.replace("{part}", spoken(family))
 
 
 def nothing(draws: Draws, family: Family) -> str:
