@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from headway.cli import build_app
 from headway.config import RunConfig, Track, fingerprint, load_config
 from headway.config.track_section import TensorBoard, Wandb
-from headway.errors import ConfigError, RunLocked
+from headway.errors import ConfigError, RemoteError, RunLocked
 from headway.evals import brief, write
 from headway.journal import Journal, Tail, read, read_events
 from headway.lock import RunLock
@@ -325,13 +325,15 @@ def test_the_pictures_that_an_evaluation_wrote_are_found_for_the_trackers(tmp_pa
 
     made = io.BytesIO()
     Image.new("L", (12, 5)).save(made, "PNG")
-    shown = {"page": Picture(data=made.getvalue(), says="x.png"), "reference": "a"}
+    picture = Picture(data=made.getvalue(), says="x.png")
+    shown = {"page": picture, "parts": [picture, picture], "reference": "a"}
     worst = (RowLoss(row=3, loss=9.0, weight=1.0, shown=shown),)
     found = replace(evaluation(5, 1.0), worst=worst)
     write(tmp_path, found)
     told = [asdict(row) for row in brief(found).worst]  # as the journal keeps it: without pictures
-    assert all("page" not in row["shown"] for row in told)
-    assert [size for _, *size in pictures(tmp_path, Measurement(5, 0.0, {}, told))] == [[12, 5]]
+    assert all({"page", "parts"}.isdisjoint(row["shown"]) for row in told)
+    sizes = [size for _, *size in pictures(tmp_path, Measurement(5, 0.0, {}, told))]
+    assert sizes == [[12, 5]] * 3
 
 
 def test_a_table_has_a_column_for_whatever_any_row_shows() -> None:
@@ -665,3 +667,15 @@ def test_headway_track_without_a_tracker_says_which_there_are(tmp_path: Path) ->
     for words, said in (([], "--to tensorboard"), (["--to", "mlflow"], "the trackers are")):
         done = CliRunner().invoke(build_app(), ["track", str(tmp_path / "run"), *words])
         assert isinstance(done.exception, ConfigError) and said in str(done.exception)
+
+
+def test_headway_track_says_in_a_line_that_a_tracker_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client(tmp_path, CLIENTS["refuses"], monkeypatch)
+    Trainer(tmp_path / "run").do(0)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    done = CliRunner().invoke(build_app(), ["track", str(tmp_path / "run"), "--to", "wandb"])
+    assert isinstance(done.exception, RemoteError), done.output
+    said = str(done.exception)
+    assert "no answer from the server. " in said and "the same command sends the rest" in said
