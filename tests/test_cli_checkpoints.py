@@ -102,6 +102,29 @@ def test_show_has_all_that_the_old_viewer_had(run: Path) -> None:
         assert words in text, words
 
 
+def test_show_puts_many_figures_in_tables_and_few_in_a_list(run: Path) -> None:
+    assert "\n  loss " in checkpoints("show", run, "400").output.partition("held-out")[2]
+    journal = run / "journal.jsonl"
+    names = [f"source_{n}" for n in range(12)]
+    metrics = {"loss": 1.4, "mae": 0.5, "n": 40, **{f"{name}/mae": 0.25 for name in names}}
+    event = {"event": "evaluation", "step": 400, "rows": 40, "weight": 40.0, "metrics": metrics,
+             "baselines": {"mae/constant mean": 0.75}, "seconds": 1.0}  # fmt: skip
+    lines = journal.read_text().splitlines(keepends=True)
+    last = max(n for n, line in enumerate(lines) if json.loads(line).get("step") == 400)
+    attempt = json.loads(lines[last])["attempt"]
+    journal.write_text(
+        "".join([*lines[: last + 1], json.dumps({**event, "attempt": attempt}) + "\n",
+                 *lines[last + 1 :]])
+    )  # fmt: skip
+    said = checkpoints("show", run, "400").output.partition("held-out")[2]
+    assert "mae     0.500     0.750  constant mean" in said, said
+    assert "source_7" in said
+    assert "rows " in said and "source_7/mae" not in said
+    assert (
+        "source_7/mae" in json.loads(checkpoints("show", run, "400", "--json").output)["held_out"]
+    )
+
+
 def test_compare_measures_how_far_each_module_moved(run: Path) -> None:
     told = json.loads(checkpoints("compare", run, "400", "600", "--json").output)
     weights = told["weights"]["support-bot@600"]

@@ -64,13 +64,18 @@ def test_a_run_that_goes_on_does_not_rehearse_again(
 
 
 def test_a_budget_that_is_too_small_is_a_warning_with_the_step_where_it_ends(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run is allowed: it stops at its budget, as it was told."""
-    many = {"horizon": {"steps": 100_000_000}}
-    cost = {"usd_per_hour": 36.0, "budget_usd": 30.0}
+    """The run is allowed: it stops at its budget, as it was told. A dollar a second."""
+    monkeypatch.setattr("headway.spending.process_age_seconds", lambda: 0.0)
+    changes = {
+        "train": {"horizon": {"steps": 100_000}},
+        "task": {"step_seconds": 0.01},
+        "cost": {"usd_per_hour": 3600.0, "budget_usd": 300.0},
+        "checkpoint": {"every_steps": 50_000},
+    }
     with pytest.raises(Cut):
-        train(toy_config(tmp_path, run=ASKED, train=many, cost=cost), show=CutAt(1))
+        train(toy_config(tmp_path, run=ASKED, **changes), show=CutAt(1))
     [found] = [
         event["what"]
         for event in read_events(tmp_path / "run/journal.jsonl", {"warning"})

@@ -172,6 +172,7 @@ def cost_of_a_run(root: Path, budget_usd: float, patch: pytest.MonkeyPatch) -> f
     patch.setattr(Saver, "submit", submit_and_wait)
     patch.setattr(steps_module, "time", SimpleNamespace(perf_counter=clock))
     patch.setattr("headway.checkpoint.saver.time", SimpleNamespace(monotonic=clock))
+    patch.setattr("headway.spending.process_age_seconds", lambda: 0.0)
     cost = {"usd_per_hour": 3600.0, "budget_usd": budget_usd}
     with opened(toy_config(root, cost=cost, train={"horizon": {"steps": 99}})) as run:
         assert run.meter is not None

@@ -19,10 +19,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from headway.checks import tracker_findings
 from headway.cli import build_app
 from headway.config import RunConfig, Track, fingerprint, load_config
 from headway.config.track_section import TensorBoard, Wandb
-from headway.errors import ConfigError, RunLocked
+from headway.errors import ConfigError, RemoteError, RunLocked
 from headway.evals import brief, write
 from headway.journal import Journal, Tail, read, read_events
 from headway.lock import RunLock
@@ -325,13 +326,15 @@ def test_the_pictures_that_an_evaluation_wrote_are_found_for_the_trackers(tmp_pa
 
     made = io.BytesIO()
     Image.new("L", (12, 5)).save(made, "PNG")
-    shown = {"page": Picture(data=made.getvalue(), says="x.png"), "reference": "a"}
+    picture = Picture(data=made.getvalue(), says="x.png")
+    shown = {"page": picture, "parts": [picture, picture], "reference": "a"}
     worst = (RowLoss(row=3, loss=9.0, weight=1.0, shown=shown),)
     found = replace(evaluation(5, 1.0), worst=worst)
     write(tmp_path, found)
     told = [asdict(row) for row in brief(found).worst]  # as the journal keeps it: without pictures
-    assert all("page" not in row["shown"] for row in told)
-    assert [size for _, *size in pictures(tmp_path, Measurement(5, 0.0, {}, told))] == [[12, 5]]
+    assert all({"page", "parts"}.isdisjoint(row["shown"]) for row in told)
+    sizes = [size for _, *size in pictures(tmp_path, Measurement(5, 0.0, {}, told))]
+    assert sizes == [[12, 5]] * 3
 
 
 def test_a_table_has_a_column_for_whatever_any_row_shows() -> None:
@@ -534,15 +537,19 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     )
 
 
-def test_a_package_that_is_missing_is_said_with_what_installs_it(
+def test_a_package_that_is_missing_starts_nothing_and_preflight_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headway.tracking.PACKAGES", {"wandb": "no_such_package"})
-    said: list[str] = []
+    packages = {"wandb": "no_such_package"}
+    monkeypatch.setattr("headway.tracking.PACKAGES", packages)
+    monkeypatch.setattr("headway.checks.PACKAGES", packages)
+    section, said = Track(wandb=Wandb()), []
     with Journal(tmp_path / "journal.jsonl", 1) as journal:
-        with tracking(Track(wandb=Wandb()), tmp_path, journal, said.append):
+        with tracking(section, tmp_path, journal, said.append):
             pass
-    assert "pip install 'headway[track]'" in said[0] and "headway track" in said[0]
+    [found] = tracker_findings(section)
+    assert said == [] and not (tmp_path / "track").exists()
+    assert (found.level, found.fix) == ("warning", "pip install 'headway[track]'")
 
 
 def test_a_run_without_trackers_starts_nothing(tmp_path: Path) -> None:
@@ -665,3 +672,15 @@ def test_headway_track_without_a_tracker_says_which_there_are(tmp_path: Path) ->
     for words, said in (([], "--to tensorboard"), (["--to", "mlflow"], "the trackers are")):
         done = CliRunner().invoke(build_app(), ["track", str(tmp_path / "run"), *words])
         assert isinstance(done.exception, ConfigError) and said in str(done.exception)
+
+
+def test_headway_track_says_in_a_line_that_a_tracker_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client(tmp_path, CLIENTS["refuses"], monkeypatch)
+    Trainer(tmp_path / "run").do(0)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    done = CliRunner().invoke(build_app(), ["track", str(tmp_path / "run"), "--to", "wandb"])
+    assert isinstance(done.exception, RemoteError), done.output
+    said = str(done.exception)
+    assert "no answer from the server. " in said and "the same command sends the rest" in said

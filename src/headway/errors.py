@@ -47,7 +47,7 @@ class StorageFull(HeadwayError):
 
 
 class RemoteError(HeadwayError):
-    """The bucket refused, lied, or did not answer; what is on this disk is untouched."""
+    """A bucket or a tracker refused, lied, or did not answer; what is on this disk is untouched."""
 
     exit_code = 69
 

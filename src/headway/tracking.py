@@ -276,8 +276,7 @@ def main(name: str, options: Mapping[str, Any]) -> int:
             time.sleep(LOOK_SECONDS)  # alarm ends the waiting
             continue
         except Exception as error:
-            first = str(error).strip().splitlines()[:1]
-            line = ": ".join([type(error).__name__, *first])[:500]
+            line = in_a_line(error)
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
         if not said:
@@ -287,6 +286,12 @@ def main(name: str, options: Mapping[str, Any]) -> int:
         parent.wait(RETRY_SECONDS)
         if parent.gone():
             return 1
+
+
+def in_a_line(error: Exception) -> str:
+    """What a client raised: its kind, and the first line of what it says."""
+    first = str(error).strip().splitlines()[:1]
+    return ": ".join([type(error).__name__, *first])[:500]
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def show_checkpoints(rows: Sequence[Mapping[str, Any]]) -> None:
 def show_command(run: RunName, step: Step, json: Json = False) -> None:
     """Everything that is known of one checkpoint."""
     from headway.cli.tables import show_facts, show_json
-    from headway.report.checkpoint_view import checkpoint_details
+    from headway.report.checkpoint_view import checkpoint_details, evaluation_at
     from headway.viewing import config_tree, open_run
 
     view = open_run(run)
@@ -124,9 +124,26 @@ def show_command(run: RunName, step: Step, json: Json = False) -> None:
     sections = {key: value for key, value in details.items() if isinstance(value, dict)}
     show_facts(readable({k: v for k, v in details.items() if k not in sections}))
     for title, section in sections.items():
-        if section:
+        if title == "held_out" and section:
+            show_held_out(section, evaluation_at(view.told, details["step"]))
+        elif section:
             form = leaves if title == "config" else readable
             show_facts(form(section), title.replace("_", "-"))
+
+
+def show_held_out(section: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
+    """What was measured at a checkpoint's step: figures in tables where they are many."""
+    from headway.cli.tables import show_facts, show_figures
+    from headway.report.figures import figures
+
+    found = figures(evaluation or {})
+    if evaluation is None or not found.many:
+        show_facts(readable(section), "held-out")
+        return
+    in_tables = {*evaluation["metrics"], *evaluation.get("baselines", {})}
+    rest = {key: value for key, value in section.items() if key not in in_tables}
+    show_facts(readable(rest), "held-out")
+    show_figures(found)
 
 
 @app.command("compare")

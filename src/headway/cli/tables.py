@@ -9,9 +9,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from headway.report.figures import Figures
+
+WIDTH = 100
+"""Characters that a table of figures may take in the terminal."""
 
 
 def show_json(value: Any) -> None:
@@ -50,6 +56,16 @@ def show_facts(facts: Mapping[str, str], title: str = "") -> None:
     width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
         typer.echo(f"  {key:<{width}}  {value}".rstrip())
+
+
+def show_figures(found: Figures) -> None:
+    """All of an evaluation's figures, a blank line before each table."""
+    from headway.report.figures import grids
+
+    for head, rows in grids(found, WIDTH):
+        typer.echo()
+        kind, _ = head[-1]
+        show_table([title for _, title in head], rows, last_is_text=kind.startswith("text"))
 
 
 def _show_plain(

@@ -19,8 +19,8 @@ def track(
     Each step is there once, however often this is called.
     """
     from headway.config import Track
-    from headway.errors import ConfigError
-    from headway.tracking import FOLDER, PACKAGES, fed
+    from headway.errors import ConfigError, HeadwayError, RemoteError
+    from headway.tracking import FOLDER, PACKAGES, fed, in_a_line
     from headway.viewing import config_tree, find_run
 
     folder = find_run(run)
@@ -37,4 +37,11 @@ def track(
             step = fed(name, folder, chosen)
         except ImportError as error:
             raise ConfigError(f"{name}: {error}; pip install 'headway[track]'") from error
+        except HeadwayError:
+            raise
+        except Exception as error:  # clients raise what they like
+            raise RemoteError(
+                f"{name}: {in_a_line(error)}. What it has stays there; the same command sends the "
+                "rest, each step once"
+            ) from error
         typer.echo(f"{name}: has step {step:,}; {folder / FOLDER / name}")

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 RUN = Annotated[Path, typer.Argument(help="Run directory, or a run's name under runs/.")]
-WIDTH = 100
-"""Characters that a table of figures may take in the terminal."""
 STEP = Annotated[
     str | None,
     typer.Option(
@@ -36,10 +34,10 @@ def evaluate(
 
     from headway.api import load_run
     from headway.cli.progress import measured
-    from headway.cli.tables import show_table
+    from headway.cli.tables import show_figures
     from headway.errors import ConfigError
     from headway.evals import as_json
-    from headway.report.figures import figures, grids
+    from headway.report.figures import figures
 
     if split not in ("eval", "test"):
         raise ConfigError(f"--split {split}: write eval or test")
@@ -50,10 +48,8 @@ def evaluate(
         typer.echo(json_module.dumps(facts))
     else:
         typer.echo(measured(found, table_follows=True))
-        for head, rows in grids(figures(facts), WIDTH) if figures(facts).many else ():
-            typer.echo()
-            kind, _ = head[-1]
-            show_table([title for _, title in head], rows, last_is_text=kind.startswith("text"))
+        if figures(facts).many:
+            show_figures(figures(facts))
     try:
         kept = f"kept in {trained.keep(found)}"
     except OSError as error:  # such as an archive that nobody may write to

@@ -79,13 +79,15 @@ def store_frozen_in_bf16(model: nn.Module) -> int:
     saved = 0
     base = base_model(model)
     embedding = base.get_input_embeddings()
+    # Looked at once: where peft trains some tokens, each look makes a whole new weight.
+    embedded = None if embedding is None else embedding.weight
     for module in model.modules():
         if type(module) is not nn.Linear or module.weight.dtype != torch.float32:
             continue
         if module.weight.requires_grad:
             continue
         size = module.weight.numel() * 2
-        tied = embedding is not None and module.weight is embedding.weight
+        tied = module.weight is embedded
         saved += -size if tied else size
         kept = module.weight.detach().to(torch.bfloat16)
         module.weight = nn.Parameter(kept, requires_grad=False)

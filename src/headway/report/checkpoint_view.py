@@ -139,7 +139,7 @@ def _training(before: Sequence[Event], facts: Mapping[str, Any]) -> dict[str, An
 def _held_out(told: Timeline, step: int) -> dict[str, Any]:
     """The measurements at this very step, and where it stands among those before."""
     before = [event for event in told.evaluations if event["step"] <= step]
-    here = before[-1] if before and before[-1]["step"] == step else None
+    here = evaluation_at(told, step)
     best = best_evaluation(before)
     found: dict[str, Any] = {}
     if here is not None:
@@ -153,6 +153,11 @@ def _held_out(told: Timeline, step: int) -> dict[str, Any]:
             "evaluations_since_best": len(before) - 1 - before.index(best),
         }
     return found
+
+
+def evaluation_at(told: Timeline, step: int) -> Event | None:
+    """The last evaluation of this very step; None if there was none."""
+    return next((e for e in reversed(told.evaluations) if e["step"] == step), None)
 
 
 def _held_out_at(told: Timeline, step: int) -> float | None:

@@ -59,7 +59,8 @@ def _named(file: Path) -> list[str]:
     except (OSError, ValueError):
         return []
     shown = [item for row in rows for item in (row.get("shown") or {}).values()]
-    found = [item.get("picture") for item in shown if isinstance(item, Mapping)]
+    each = [one for item in shown for one in (item if isinstance(item, list) else [item])]
+    found = [one.get("picture") for one in each if isinstance(one, Mapping)]
     return [name for name in found if isinstance(name, str)][:PICTURES]
 
 
