@@ -249,12 +249,14 @@ def test_a_run_that_one_row_ended_goes_on_once_rows_may_be_cut(
         assert run.task.cuts and loop(run) is StopReason.FINISHED  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("recipe", ["regression", "vision", "graph_vae", "latent_editor"])
+@pytest.mark.parametrize(
+    "case", ["regression-lora", "vision-scratch", "graph_vae", "latent_editor-lora"]
+)
 def test_leave_to_cut_rows_that_cannot_be_cut_is_refused_and_not_ignored(
-    recipe: str, tmp_path: Path
+    case: str, tmp_path: Path
 ) -> None:
+    tree = tree_of(case, tmp_path)
     with pytest.raises(ConfigError, match=r"train\.shorten_rows_to"):
-        tree = tree_of(recipe, tmp_path)
         train(RunConfig(**{**tree, "train": {**tree["train"], "shorten_rows_to": 8}}))
 
 
