@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headway.config.presets import presets
 from headway.config.recipes import known_recipes
 from headway.config.run_config import schema
 from headway.config.translate import NAMES, VALUES
@@ -49,6 +50,7 @@ def reference(recipes: Sequence[str]) -> str:
     root = schema()
     tops = [key for key in root["properties"] if key not in ("task", "extends")]
     parts = [RULES, "## All recipes\n", *_table(root, _rows(root, root, "", tops))]
+    parts += ["## Hardware presets\n", *_preset_rows(), ""]
     for recipe in recipes:
         whole = schema(recipe)
         parts += [f"## `task` of the recipe `{recipe}`\n"]
@@ -78,6 +80,18 @@ def _is_importable(recipe: str) -> bool:
             return False
         raise
     return True
+
+
+def _preset_rows() -> list[str]:
+    """What each ``hardware.preset`` fills in, for which model, and who says so."""
+    found = presets()
+    keys = list(next(iter(found.values())).hardware())
+    head = ["`hardware.preset`", *(f"`{key}`" for key in keys), "suits", "source"]
+    rows = [
+        [f"`{name}`", *map(json.dumps, each.hardware().values()), each.suits, each.source]
+        for name, each in found.items()
+    ]
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _table(

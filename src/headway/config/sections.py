@@ -156,7 +156,7 @@ class Hardware(BaseModel):
     model_config = CLOSED
 
     preset: Annotated[str, AfterValidator(_known_preset)] | None = None
-    """Start from what is known to suit a GPU (`rtx4090`; `headway plan` lists them). Every key that
+    """Start from what is known to suit a GPU (`rtx4090`; table below). Every key that
     is written here supersedes the preset's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes the GPU if there is one."""
