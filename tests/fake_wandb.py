@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+HOST = "127.0.0.1"
+
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
 
 
@@ -147,9 +149,9 @@ def fake_wandb(port: int = 0) -> Iterator[FakeWandb]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as listening:
+    with ThreadingHTTPServer((HOST, port), Handler) as listening:
         listening.daemon_threads = True
-        server.url = f"http://127.0.0.1:{listening.server_address[1]}"
+        server.url = f"http://{HOST}:{listening.server_address[1]}"
         thread = threading.Thread(target=listening.serve_forever, daemon=True)
         thread.start()
         try:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import test_track
-from fake_wandb import FakeWandb, fake_wandb
+from fake_wandb import HOST, FakeWandb, fake_wandb
 from headway.journal import read
 from headway.records import Evaluation
 from headway.tracking import about
@@ -121,9 +121,9 @@ def test_a_server_that_cannot_be_reached_costs_nothing_and_is_fed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind((HOST, 0))
         port = taken.getsockname()[1]
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{HOST}:{port}")
     run, said = tmp_path / "run", list[str]()
     train_tracked(run, 50, said)
     journal = run / "journal.jsonl"
