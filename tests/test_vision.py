@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 from cases import tree_of
 from headway.api import load_run, train
 from headway.config import RunConfig
+from headway.engine.task import no_stop
 from headway.errors import ConfigError, DataError
 from headway.models import vision as parts_of_it
 from headway.models.attention import generating, is_isolated
@@ -513,7 +514,7 @@ def test_the_rows_of_highest_error_are_those_that_predict_reads_worst(tmp_path: 
                          worst_rows=keep)  # fmt: skip
         assert found is not None
         by_loss = [row.row for row in found.worst]
-        shown = with_reading(task, found).worst
+        shown = with_reading(task, found, no_stop).worst
         chosen = read_choice(total, limit, task.context.seed)
         assert len(chosen) == limit
         worst = sorted(chosen, key=lambda row: (-by_row[row], row))[:keep]
