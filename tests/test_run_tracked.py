@@ -29,6 +29,8 @@ def test_a_run_that_is_cut_and_continued_is_in_each_tracker_once(
     pytest.importorskip("tensorboard")
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    # As where training was started by a process that uses W&B itself, a notebook: not our service.
+    monkeypatch.setenv("WANDB_SERVICE", f"3-{os.getpid()}-unix-{tmp_path}/gone")
     places = [ROOT.parent / "src", ROOT, ROOT / "plugins"]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
     tree = toy_config(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class WandbRun:
         """
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
+        if "wandb" not in sys.modules:  # the service of a parent (a notebook) would end with it
+            os.environ.pop("WANDB_SERVICE", None)
         import wandb
 
         self._wandb: Any = wandb
