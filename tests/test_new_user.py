@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import fake_run
 from headway.api import refuse_full
+from headway.cli import build_app
 from headway.cli.checkpoints import app
 from headway.cli.init import init
+from headway.cli.watch import drawn
 from headway.cost import Price
 from headway.errors import ConfigError
 from headway.report import appendix
+from headway.report.live_text import Line
 from headway.report.summary import tokens_per_second
 from headway.report.words import money
 from headway.viewing import commands, open_run
@@ -106,3 +110,17 @@ def test_a_full_folder_is_refused_before_a_model_is_loaded(tmp_path: Path) -> No
     refuse_full(tmp_path / "mine")  # no folder: said where it is written to
     with pytest.raises(ConfigError, match="not empty"):
         refuse_full(tmp_path)
+
+
+def test_a_bar_is_read_without_colour() -> None:
+    console = Console(width=80, no_color=True)
+    with console.capture() as capture:
+        console.print(drawn("run", "", [Line("step", "6 of 12", share=0.5)]))
+    assert "━" * 12 + "─" * 12 in capture.get()
+
+
+def test_a_piped_watch_says_nothing_of_a_step_before_the_first(tmp_path: Path) -> None:
+    fake_run.write_journal(tmp_path / "young", fake_run.journal()[:1])
+    result = CliRunner().invoke(build_app(), ["watch", str(tmp_path / "young"), "--logs-only"])
+    assert result.exit_code == 0 and "nobody trains" in result.output
+    assert "step 0/" not in result.output and "loss –" not in result.output
