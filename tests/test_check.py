@@ -612,7 +612,7 @@ def test_time_and_price_follow_from_tokens(tmp_path: Path) -> None:
     assert later == pytest.approx(2 * 0.5)
     assert evaluating == pytest.approx(4 * 6 * 4 / 64 / 3)  # at 0, 2, 4, 6: 6 rows of 4 tokens
     [finding] = price_findings(3600.0, 100, meter(), None)
-    assert "$3.60 at $3.6 an hour" in finding.what
+    assert "$3.60 at $3.60 an hour" in finding.what
     [finding] = price_findings(3600.0, 100, meter(1.0), 2.8)
     assert finding.level == "blocker" and "after about 50 steps" in finding.why
     [finding] = price_findings(3600.0, 100, meter(1.0), 5.0)

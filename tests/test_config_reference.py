@@ -71,12 +71,12 @@ def test_a_starter_is_valid_for_its_recipe(write, recipe):
 
 def test_init_writes_the_starter_and_never_over_a_file(tmp_path):
     written = init("sft", tmp_path / "new" / "mine.yaml")
-    assert written.read_text(encoding="utf-8") == starter("sft")
+    assert written.read_text(encoding="utf-8") == starter("sft", written)
     written.write_text("precious")
     with pytest.raises(ConfigError, match="exists"):
         init("sft", written)
     assert written.read_text() == "precious"
-    assert init("sft", written, force=True).read_text(encoding="utf-8") == starter("sft")
+    assert init("sft", written, force=True).read_text(encoding="utf-8") == starter("sft", written)
     assert init("pretrain", tmp_path).name == "pretrain.yaml"
     with pytest.raises(ConfigError, match="did you mean 'sft'"):
         init("stf", tmp_path)

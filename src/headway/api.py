@@ -160,18 +160,27 @@ class TrainedRun:
         """Write weights for use elsewhere, read them back and compare; what was found."""
         try:
             to.mkdir(parents=True, exist_ok=True)
-            empty = not any(to.iterdir())
+            next(to.iterdir(), None)
         except OSError as error:
             raise ConfigError(
                 f"--to {to}: {error.strerror}; give a folder that can be made and written"
             ) from error
-        if not empty:
-            raise ConfigError(f"--to {to}: the folder is not empty; give another one")
+        refuse_full(to)
         try:
             return self.recipe.export(self.task, self.config.task, to, format)
         except BaseException:
             shutil.rmtree(to)  # an export that could not be proved must not be taken for one
             raise
+
+
+def refuse_full(to: Path) -> None:
+    """ConfigError where ``to`` is a folder that holds something: asked before a model is loaded."""
+    try:
+        full = to.is_dir() and any(to.iterdir())
+    except OSError:
+        return  # said in words when it is written to
+    if full:
+        raise ConfigError(f"--to {to}: the folder is not empty; give another one")
 
 
 def rows_of(task: Task, split: Split) -> Task:

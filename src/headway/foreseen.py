@@ -177,7 +177,7 @@ def price_findings(
         yield Finding(level="note", name="price", what=f"{duration}; no price is given (cost)")
         return
     needed = meter.usd_for(seconds)
-    what = f"{duration}, ${needed:.2f} at ${meter.price.usd_per_hour:g} an hour"
+    what = f"{duration}, ${needed:.2f} at {meter.price.an_hour}"
     if budget_usd is None:
         yield Finding(level="note", name="price", what=what)
         return

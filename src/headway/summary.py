@@ -40,7 +40,7 @@ def summary(run: Run) -> list[str]:
         price, spent = run.meter.price, run.cost_usd or 0.0
         cap = config.cost.budget_usd
         limit = f", stops before ${cap:g}" if cap else ""
-        lines.append(f"cost      ${price.usd_per_hour:g} an hour, ${spent:.4f} spent{limit}")
+        lines.append(f"cost      {price.an_hour}, ${spent:.4f} spent{limit}")
         if price.source != "config":
             lines.append(f"price     {price.gpu}, {price.source}, {price.date}")
     return lines

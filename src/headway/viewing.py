@@ -208,15 +208,19 @@ def tested(run: Path, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
 
 def commands(view: RunView) -> list[tuple[str, str]]:
     """(what it does, command) to go on from this run."""
+    from headway.report.appendix import export_command, predict_command
+
     run = shlex.quote(str(view.path))
     argv = (view.told.attempts[-1].get("command") if view.told.attempts else None) or []
     resume = f"headway train {shlex.quote(str(view.path / CONFIG_FILE))}"
     if argv and Path(str(argv[0])).name == "headway":
         resume = shlex.join(["headway", *map(str, argv[1:])])
+    tree = config_tree(view.path)
+    to = shlex.quote(f"{view.name}-model")
     return [
         ("continue, as far as the horizon", resume),
-        ("ask the trained model", f"headway predict {run}"),
-        ("weights for use elsewhere", f"headway export {run} --to {view.name}-model"),
+        ("ask the trained model", predict_command(run, str(tree.get("recipe")))),
+        ("weights for use elsewhere", export_command(run, tree, to)),
         ("the checkpoints, one by one", f"headway checkpoints list {run}"),
     ]
 

@@ -190,7 +190,7 @@ def plot_command(
 ) -> None:
     """Loss and learning rate over steps, in the terminal or as a PNG."""
     from headway.cli.tables import show_json
-    from headway.report.charts import save_png
+    from headway.report.charts import FEW, reach, save_png
     from headway.report.curves import run_charts, run_marks
     from headway.report.terminal import plot
     from headway.report.timeline import smoothed
@@ -209,8 +209,12 @@ def plot_command(
     elif not json:
         for chart in charts:
             for curve in chart.lines:
-                values = smoothed(curve.values, 2) if curve.look == "noisy" else curve.values
-                typer.echo(f"\n{chart.title}, {curve.label}")
+                values, title = curve.values, f"{chart.title}, {curve.label}"
+                if curve.look == "noisy" and len(values) > FEW:
+                    each_side = reach(len(values))
+                    values = smoothed(values, each_side)
+                    title += f" (mean of {2 * each_side + 1} steps)"
+                typer.echo(f"\n{title}")
                 typer.echo("\n".join(plot(curve.steps, values)))
 
 
@@ -305,6 +309,9 @@ def show_comparison(found: Mapping[str, Any], modules: int) -> None:
         typer.echo("\n".join(f"  {text}" for text in lines) or "  no difference")
     for name, weights in found["weights"].items():
         typer.echo(f"\nweights, {found['checkpoints'][0]} -> {name}")
+        if not weights.unmatched and not any(each.relative_l2 for each in weights.modules):
+            typer.echo(f"  all {count(weights.whole.parameters)} are the same")
+            continue
         ordered = sorted(weights.modules, key=lambda each: -each.relative_l2)
         shown = ordered[: modules or None]
         show_table(
@@ -321,7 +328,8 @@ def show_comparison(found: Mapping[str, Any], modules: int) -> None:
             ],
         )
         if len(shown) < len(ordered):
-            typer.echo(f"  {len(ordered) - len(shown)} more modules moved less; --modules 0")
+            more = len(ordered) - len(shown)
+            typer.echo(f"  {more} more modules moved no further; --modules 0 shows all")
         if weights.unmatched:
             typer.echo(f"  not comparable: {', '.join(weights.unmatched)}")
 

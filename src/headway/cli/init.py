@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -30,15 +32,23 @@ def init(recipe: str, to: Path, force: bool = False) -> Path:
         raise ConfigError(f"{to} exists; write elsewhere with --to, or over it with --force")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(starter(recipe), encoding="utf-8")
+        to.write_text(starter(recipe, to), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{to} cannot be written: {error.strerror}") from error
     return to
 
 
-def starter(recipe: str) -> str:
-    """The text of a starter; FileNotFoundError if there is none."""
-    return (resources.files("headway") / "starters" / f"{recipe}.yaml").read_text(encoding="utf-8")
+def starter(recipe: str, to: Path | None = None) -> str:
+    """The text of a starter; FileNotFoundError if there is none.
+
+    Its commands name the file ``to`` and the run of that name, ``{recipe}.yaml`` by default.
+    """
+    file = resources.files("headway") / "starters" / f"{recipe}.yaml"
+    text = file.read_text(encoding="utf-8")
+    if to is None:
+        return text
+    text = text.replace(f"headway train {recipe}.yaml", f"headway train {shlex.quote(to.name)}")
+    return re.sub(rf"runs/{recipe}\b", lambda _: shlex.quote(f"runs/{to.stem}"), text)
 
 
 def starter_names() -> list[str]:

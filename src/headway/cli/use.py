@@ -66,8 +66,9 @@ def export(
     step: STEP = None,
 ) -> None:
     """Write weights for use elsewhere; they are read back and compared before this says done."""
-    from headway.api import load_run
+    from headway.api import load_run, refuse_full
 
+    refuse_full(to)
     found = load_run(run, step).export(to, format)
     facts = {k.replace("_", " "): v for k, v in found.items() if k not in ("to", "format")}
     said = ", ".join(f"{name} {value}" for name, value in facts.items())

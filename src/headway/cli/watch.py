@@ -129,7 +129,7 @@ def log(
 
     said = [line for event in following.look() if (line := event_line(event))]
     yield from said[-FIRST_LINES:] if past else said
-    shown_step, waited = -1, LOG_EVERY_SECONDS
+    shown_step, waited = 0, LOG_EVERY_SECONDS  # nothing to say of a step before the first
     while True:
         view = following.view()
         over = view.state != "running"
@@ -164,6 +164,6 @@ def drawn(name: str, hint: str, found: Sequence[Line]) -> RenderableType:
         text = Text(line.text, style=STYLES[line.mood])
         if line.share is not None:
             full = round(BAR * min(1.0, line.share))
-            text.append("  " + "━" * full, style="bold").append("━" * (BAR - full), style="dim")
+            text.append("  " + "━" * full, style="bold").append("─" * (BAR - full), style="dim")
         table.add_row(line.label, text)
     return Group(head, table)

@@ -25,6 +25,13 @@ class Price:
     date: str
     """When it was true, ISO 8601."""
 
+    @property
+    def an_hour(self) -> str:
+        """``$0.40 an hour``; more digits where the price has them."""
+        cents = f"{self.usd_per_hour:.2f}"
+        exact = f"{self.usd_per_hour:g}"
+        return f"${cents if float(cents) == self.usd_per_hour else exact} an hour"
+
     def __post_init__(self) -> None:
         if not (math.isfinite(self.usd_per_hour) and self.usd_per_hour >= 0):
             raise ConfigError(

@@ -73,7 +73,8 @@ def checkpoints(told: Timeline, on_disk: Mapping[int, int] | None) -> str:
         rows.append(("best" if is_best else "", cells))
     gone = len(set(saves) - set(steps))
     words = f"{count(len(steps))} on disk" if on_disk is not None else f"{count(len(steps))} saved"
-    words += f", {count(gone)} older ones deleted by retention" if gone else ""
+    ones = "one" if gone == 1 else "ones"
+    words += f", {count(gone)} older {ones} deleted by retention" if gone else ""
     return f'<section><h2>Checkpoints</h2><p class="note">{words}.</p>{table(head, rows)}</section>'
 
 
@@ -127,12 +128,13 @@ def data(told: Timeline) -> str:
 
 
 def config(lines: Sequence[str]) -> str:
-    """The config keys that were set to something else than their default."""
+    """The config keys set to something else than their default, and all keys of the recipe."""
     if not lines:
         return ""
     return (
-        '<section><h2>Config</h2><p class="note">What differs from the defaults; config.yaml has '
-        f"all of it.</p><pre>{escape(chr(10).join(lines))}</pre></section>"
+        '<section><h2>Config</h2><p class="note">What differs from the defaults, and the '
+        "recipe’s own section (task) in full; config.yaml has all of it."
+        f"</p><pre>{escape(chr(10).join(lines))}</pre></section>"
     )
 
 
@@ -197,6 +199,34 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return "\n".join(str(item) for item in value)
     return str(value)
+
+
+def predict_command(run: str, recipe: str) -> str:
+    """A question that the recipe answers, with the words to replace in capitals."""
+    asked = {
+        "sft": '--prompt "QUESTION"',
+        "pretrain": '--prompt "BEGINNING"',
+        "regression": '--steps "TEXT"',
+        "vision": "--image FILE",
+        "latent_editor": '--part FILE --instruction "WHAT TO CHANGE"',
+    }
+    return f"headway predict {run} {asked.get(recipe, '--file REQUESTS.jsonl')}"
+
+
+def export_command(run: str, config: Mapping[str, Any], to: str, step: str = "") -> str:
+    """The export that this run can make: its adapter, or the model where all of it trained."""
+    task = config.get("task")
+    tuning = task.get("tuning") if isinstance(task, Mapping) else None
+    kind = tuning.get("kind") if isinstance(tuning, Mapping) else None
+    whole = kind == "full" or (kind is None and config.get("recipe") in ("pretrain", "graph_vae"))
+    words = [
+        "headway export",
+        run,
+        step and f"--step {step}",
+        "--format full" * whole,
+        f"--to {to}",
+    ]
+    return " ".join(word for word in words if word)
 
 
 def commands(pairs: Sequence[tuple[str, str]]) -> str:

@@ -17,6 +17,8 @@ from headway.report.timeline import smoothed, thinned
 from headway.report.words import number, short_count
 
 POINTS = 1500
+FEW = 60
+"""Steps up to which a training curve is drawn as it is, without its running mean."""
 """Points per curve after thinning: about two per pixel of a wide screen."""
 
 ROUND = [1, 2, 2.5, 5, 10]
@@ -189,7 +191,7 @@ def _plot_points(axes: Any, line: Line, colour: str) -> None:
 
 
 def _plot_curve(axes: Any, line: Line, colour: str) -> None:
-    noisy = line.look in ("noisy", "mean") and len(line.values) > 60
+    noisy = line.look in ("noisy", "mean") and len(line.values) > FEW
     dash = DASHES[line.dash]
     if not noisy:
         steps, values = thinned(line.steps, line.values, POINTS)

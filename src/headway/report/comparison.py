@@ -116,7 +116,13 @@ def _who_is_cheapest(found: Comparison) -> str:
 
 
 def _runs(found: Comparison) -> str:
-    head = [("name", "run"), ("text", "state"), ("", "steps"), ("", "tokens"), ("", "time")]
+    head = [
+        ("name", "run"),
+        ("text", "state"),
+        ("", "steps"),
+        ("", "tokens"),
+        ("", "training time"),
+    ]
     head += [("", "cost"), ("", "tokens/s"), ("", "best at step"), ("text", "hardware")]
     rows = []
     for run in found.runs:
@@ -258,7 +264,8 @@ def _commands(found: Comparison) -> list[tuple[str, str]]:
     if at is not None:
         name, path = quoted[at]
         to = shlex.quote(f"{name.replace('/', '-')}-model")
-        pairs.append(("weights of the best", f"headway export {path} --step best --to {to}"))
+        command = appendix.export_command(path, found.runs[at].config, to, "best")
+        pairs.append(("weights of the best", command))
     return pairs
 
 

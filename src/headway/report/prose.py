@@ -100,7 +100,11 @@ def key_figures(summary: Summary, told: Timeline) -> list[tuple[str, str, str]]:
         ("Training loss", number(summary.loss), "last step"),
         ("Tokens per second", count(summary.tokens_per_second), "median of the last 50 steps"),
         ("Peak memory", size(memory), summary.hardware),
-        ("Time", duration(summary.training_seconds), f"{duration(left)} left" if left else ""),
+        (
+            "Training time",
+            duration(summary.training_seconds),
+            f"{duration(left)} left" if left else "",
+        ),
         ("Cost", money(summary.cost_usd), "all attempts"),
     ]
     return [figure for figure in figures if figure[1] not in ("–", "0 B")]

@@ -117,12 +117,13 @@ def best_evaluation(evaluations: Sequence[Event]) -> Event | None:
 
 def tokens_per_second(steps: Sequence[Event]) -> float | None:
     """Median over ``steps`` of tokens / seconds."""
-    rates = [
+    rates = sorted(
         float(step["tokens"]) / float(step["seconds"])
         for step in steps
         if step.get("seconds") and step.get("tokens") is not None
-    ]
-    return sorted(rates)[len(rates) // 2] if rates else None
+    )
+    half = len(rates) // 2
+    return (rates[half] + rates[-1 - half]) / 2 if rates else None
 
 
 def hardware_name(hardware: Any) -> str:

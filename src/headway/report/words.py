@@ -71,10 +71,12 @@ def size(size_bytes: float | None) -> str:
 
 
 def money(usd: float | None) -> str:
-    """US dollars: cents from one cent up, more digits below."""
+    """US dollars: cents from one cent up, two significant digits below."""
     if usd is None:
         return "–"
-    return f"${usd:,.2f}" if usd == 0 or abs(usd) >= 0.01 else f"${usd:.2g}"
+    if usd == 0 or abs(usd) >= 0.01:
+        return f"${usd:,.2f}"
+    return f"${usd:.{1 - math.floor(math.log10(abs(usd)))}f}"
 
 
 def instant(at: Any) -> datetime | None:
