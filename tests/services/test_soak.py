@@ -100,8 +100,14 @@ class Soak:
         self.struck[what] += 1
 
     def killed(self, *, loses_its_disk: bool) -> None:
+        """The attempt, or the next, where an earlier fault had just ended it by itself."""
         os.kill(self.attempt.pid, signal.SIGKILL)
-        assert self.attempt.wait() == -signal.SIGKILL
+        while (code := self.attempt.wait()) != -signal.SIGKILL:
+            self.exits[code] += 1
+            assert code not in (0, 1), said(self.config)[-3000:]
+            self.start()
+            self.after_steps(1)
+            os.kill(self.attempt.pid, signal.SIGKILL)
         if loses_its_disk:
             shutil.rmtree(self.run)
         self.start()
