@@ -507,6 +507,18 @@ def test_without_undoing_the_rehearsed_run_would_differ(
         assert_same_state(final_state(tmp_path / "b/run"), final_state(tmp_path / "a/run"))
 
 
+def test_after_a_rehearsal_the_peak_of_memory_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a step would report the rehearsal's memory, and a leak would hide below it."""
+    told: list[str] = []
+    monkeypatch.setattr(rehearsal, "forget_peak", lambda device: told.append("forget"))
+    monkeypatch.setattr(rehearsal, "peak", lambda device: told.append("peak") or 1)
+    with opened(toy_config(tmp_path)) as run:
+        rehearse(run.task, run.state, run.plan, run.world, 4)
+    assert told == ["forget", "peak", "forget"]
+
+
 def test_a_refused_rehearsal_is_undone_too(tmp_path: Path) -> None:
     from headway.errors import NonFiniteStep
 

@@ -1,4 +1,5 @@
-"""What the operating system is asked for by more than one room: priorities, and names on disk."""
+"""What the operating system is asked for by more than one room: priorities, names on disk, files
+that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -41,3 +42,17 @@ def fsync_file(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside, flush to the disk, rename; raises OSError.
+
+    Whatever kills us, ``path`` is what it was, or all of ``data``.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    fsync_directory(path.parent)

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from headway.data.formats import Record
 from headway.data.sources import Source, fingerprint, read_records
 from headway.data.tokenizers import identity
-from headway.data.whole_file import write_whole
 from headway.errors import DataError
+from headway.system import write_whole
 
 _VERSION = 1
 _CHUNK_CHARACTERS = 1_000_000

@@ -72,6 +72,7 @@ def rehearse(
         second = one_step(task, state, plan, world, ordinary)
         peak_bytes = peak(world.device)
         size = checkpoint_bytes(state)
+    forget_peak(world.device)  # what training then reports is its own
     most = max(heaviest, key=lambda microbatch: microbatch.tokens)
     on_host = world.device.type == "cpu"  # where what is kept to undo the steps lies too
     return Rehearsal(

@@ -18,11 +18,11 @@ import torch
 from headway.data.cad import Graphs, nearest_valid, one_part
 from headway.data.cad.families import FAMILIES, Family, Values
 from headway.data.cad.reading import Unreadable, read
-from headway.data.whole_file import write_whole
 from headway.engine.precision import autocast
 from headway.errors import ConfigError, DataError
 from headway.recipes.editor_files import change_of
 from headway.recipes.graph_use import STEP, Part, latents, part_asked, read_latents
+from headway.system import write_whole
 
 if TYPE_CHECKING:
     from headway.recipes.latent_editor import LatentEditorTask

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headway.system import fsync_directory
+from headway.system import write_whole
 from headway.upload.layout import (
     DIGEST_DIGITS,
     RUN_FILES,
@@ -184,7 +184,8 @@ def bring(
         if data is None:
             show(f"WARNING: {version.key} is damaged: not restored")
             continue
-        write_new(target, data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, data)
         came[version.file] = len(data)
     pieces = segments([o for o in objects if o.key.startswith(RUN_FILES)], since)
     for name in sorted({piece.file for piece in pieces}):
@@ -221,17 +222,6 @@ def merged(target: Path, data: bytes) -> bool:
         return False
     if not data.startswith(there):
         target.rename(target.with_name(f"{target.name}.replaced-{secrets.token_hex(4)}"))
-    write_new(target, data)
-    return True
-
-
-def write_new(target: Path, data: bytes) -> None:
-    """Write a small file whole: beside, synced, then renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.restore-{secrets.token_hex(4)}")
-    with beside.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(target)
-    fsync_directory(target.parent)
+    write_whole(target, data)
+    return True

@@ -20,8 +20,8 @@ import numpy as np
 
 from headway.data.cad.families import FAMILIES, MOST_PARAMETERS, find_family
 from headway.data.cad.rows import EditRows
-from headway.data.whole_file import write_whole
 from headway.errors import DataError
+from headway.system import write_whole
 
 THEIRS = {"leg1_length": "leg1", "leg2_length": "leg2"}
 """Names of the seed system, as they are called here."""

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.data.whole_file import write_whole
 from headway.errors import DataError
+from headway.system import write_whole
 
 Arrays = dict[str, NDArray[Any]]
 Make = Callable[[int, int], Arrays]

@@ -27,8 +27,8 @@ from headway.data.pictures.images import (
     pages,
     png_bytes,
 )
-from headway.data.whole_file import write_whole
 from headway.errors import ConfigError, DataError
+from headway.system import write_whole
 
 ROWS_FILE, WAY_FILE = "headers.jsonl", "cut.json"
 Row = dict[str, Any]

@@ -25,8 +25,8 @@ from typing import Any, get_args
 from headway.data.well_log import las, wells
 from headway.data.well_log.pages import SIZES, Options, Page, Side, page_at
 from headway.data.well_log.wells import Sources
-from headway.data.whole_file import write_whole
 from headway.errors import ConfigError, DataError
+from headway.system import write_whole
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
