@@ -41,7 +41,7 @@ class EditWeights(BaseModel):
 
     model_config = CLOSED
 
-    amounts: float = Field(default=1.0, ge=0)
+    amounts: float = Field(default=10.0, ge=0)
     """How much each dimension changes, as said in the text."""
     direction: float = Field(default=0.1, ge=0)
     """Whether it becomes more or less; edits that ask for neither, or both, have no part in it."""
