@@ -122,9 +122,6 @@ NOT_BUILT = {
         20: "a save that finds no memory is void and said, and the next one is tried "
         "(`test_run_faults.py`); no smaller way is",
     },
-    "preflight": {
-        38: "`--supervise` as process 1 is tested (`test_supervise.py`); nothing warns of a shell",
-    },
     "world": {
         70: "under torchrun only the time limit of a collective ends it; without, see 71",
     },
@@ -153,6 +150,7 @@ REMARKS = {
     18: "a second save waits for the first; the interval stays as configured",
     25: "a file too many is refused too, because a loader may pick it up",
     34: "no grace is configured: the save begins at once, and 36 is what is left without time",
+    38: "a shell is warned of before training; what it swallows is then 36",
     43: "there is no override: another run, or a warm start from this one's weights",
     46: "going back a checkpoint is offered, skipping a batch is not",
     62: "a record that cannot be read is always an error; one that teaches nothing is dropped, "

@@ -83,7 +83,7 @@ def test_a_number_is_also_given_by_its_value_and_what_is_no_number_is_not(tmp_pa
 
 def test_the_value_reaches_the_answer_and_no_other_row_does(tmp_path: Path) -> None:
     task = built(tmp_path)
-    torch.nn.init.normal_(task.model.head.amounts[-1].weight)  # it begins at zero
+    torch.nn.init.normal_(task.model.head.sizes[-1].weight)  # it begins at zero
     task.model.eval()
     torch.nn.init.normal_(task.model.head.multiples[-1].weight)
     numbered = [n for n, row in enumerate(task.train.written) if row.numbers][:2]
@@ -98,7 +98,7 @@ def test_the_value_reaches_the_answer_and_no_other_row_does(tmp_path: Path) -> N
 
 def test_latent_and_every_word_reach_the_answer_and_no_other_row_does(tmp_path: Path) -> None:
     task = built(tmp_path)
-    torch.nn.init.normal_(task.model.head.amounts[-1].weight)  # it begins at zero
+    torch.nn.init.normal_(task.model.head.sizes[-1].weight)  # it begins at zero
     task.model.eval()
     batch = dict(task.train.microbatch([3, 0]).inputs)
 

@@ -289,6 +289,7 @@ def test_swap_in_use_is_warned_of(tmp_path: Path) -> None:
     assert ("warning", "4.1 GB of swap are in use") in levels(memory_findings(root))
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize(("name", "level"), [("bash", "warning"), ("tini", "note"), ("", "note")])
 def test_a_shell_as_the_first_process_is_warned_of(tmp_path: Path, name: str, level: str) -> None:
     [finding] = first_process(write(tmp_path, proc__1__comm=f"{name}\n"))

@@ -411,6 +411,7 @@ def namespaces() -> bool:
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
+@pytest.mark.fault(38)
 @pytest.mark.skipif(not namespaces(), reason="unshare --pid is not allowed here")
 def test_as_process_1_it_hears_signals_and_takes_zombies_away(tmp_path: Path) -> None:
     script = [(0, 3, "orphans"), (3, 6, "ask 15")]

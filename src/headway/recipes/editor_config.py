@@ -41,8 +41,10 @@ class EditWeights(BaseModel):
 
     model_config = CLOSED
 
-    amounts: float = Field(default=10.0, ge=0)
-    """How much each dimension changes, as said in the text."""
+    named: float = Field(default=2.0, ge=0)
+    """Which dimensions change, as said in the text."""
+    amounts: float = Field(default=1.0, ge=0)
+    """By how much they do."""
     direction: float = Field(default=0.1, ge=0)
     """Whether it becomes more or less; edits that ask for neither, or both, have no part in it."""
     dimensions: float = Field(default=0.0, ge=0)

@@ -129,17 +129,20 @@ class LatentEditorTask:
         told = told_by(model, inputs)
         head, weights = self.model.head, self.config.weights
         off = (told.delta - inputs["delta"]).square()
-        amounts = inputs["amounts"] / head.amount_scale
+        amounts, changes = inputs["amounts"] / head.amount_scale, inputs["amounts"] != 0
         direction = inputs["direction"]
         decided = (direction != 0.5).float()
         which_way = F.binary_cross_entropy_with_logits(told.direction, direction, reduction="none")
         parts = {
             "delta_scaled": (off / head.delta_scale.square()).mean(1),
-            "amounts": (told.amounts - amounts).square().mean(1),
+            "amounts": mean_where(changes, (told.sizes - amounts).square()),
+            "named": F.binary_cross_entropy_with_logits(
+                told.named, changes.float(), reduction="none"
+            ).mean(1),
             "direction": which_way * decided,
         }
-        loss = parts["delta_scaled"]
-        loss = loss + weights.amounts * parts["amounts"] + weights.direction * parts["direction"]
+        loss = parts["delta_scaled"] + weights.amounts * parts["amounts"]
+        loss = loss + weights.named * parts["named"] + weights.direction * parts["direction"]
         if weights.dimensions and self.vae is not None:
             parts["dimensions"] = dimension_errors(self.vae, inputs, told)
             loss = loss + weights.dimensions * parts["dimensions"]
@@ -172,9 +175,12 @@ def dimension_errors(vae: GraphVae, inputs: Inputs, told: Told) -> Tensor:
     read = shares[torch.arange(len(family), device=family.device), family]
     wanted = inputs["targets"]
     known = wanted.isfinite() & (inputs["family"] >= 0)[:, None]
-    counts_known = known.sum(1).clamp(min=1)
-    off = torch.where(known, read - wanted.nan_to_num(), 0.0)
-    return off.square().sum(1) / counts_known
+    return mean_where(known, (read - wanted.nan_to_num()).square())
+
+
+def mean_where(there: Tensor, values: Tensor) -> Tensor:
+    """[n]: the mean of each row's values [n, k] at the places ``there``, 0 where there are none."""
+    return torch.where(there, values, 0.0).sum(1) / there.sum(1).clamp(min=1)
 
 
 class LatentEditorRecipe:
