@@ -32,7 +32,7 @@ from torch import Tensor
 from headway.data.cad.families import FAMILIES, Values, in_mm
 from headway.engine.task import Inputs
 from headway.models.graph_vae import GraphVae
-from headway.models.latent_editor import EditorHead, Told
+from headway.models.latent_editor import Told
 from headway.recipes.edit_rows import NAMES, WrittenEdits
 from headway.recipes.graph_use import read_latents
 
@@ -45,13 +45,13 @@ SQUARED = "parsed number and square + ridge"
 TRUE_LATENT = "true latent"
 
 
-def figures_of(head: EditorHead, inputs: Inputs, told: Told) -> Tensor:
+def figures_of(inputs: Inputs, told: Told) -> Tensor:
     """[n, 2 + NAMES + latent] of each edit: number, direction, amounts in mm, change of the
     latent."""
     columns = [
         inputs["number"][:, None].double(),
         told.direction.double()[:, None],
-        (told.amounts * head.amount_scale).double(),
+        told.amounts.double(),
         told.delta.double(),
     ]
     return torch.cat(columns, 1)

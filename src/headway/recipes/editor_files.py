@@ -7,7 +7,7 @@ They travel together. A folder that lacks one of them cannot be loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from headway.data.cad.families import FAMILIES, MOST_PARAMETERS
 from headway.data.tokenizers import identity
 from headway.engine.evaluate import undisturbed
 from headway.engine.precision import autocast
@@ -26,11 +27,12 @@ from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
 from headway.models.exported import adapted_model, whole_model
+from headway.models.graph_vae import GraphVae
 from headway.models.latent_editor import EditorShape, LatentEditor
 from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
 from headway.recipes.edit_rows import NAMES, EditText, numbers_of
 from headway.recipes.export import export_model
-from headway.recipes.graph_use import SHAPE_FILE, shape_file
+from headway.recipes.graph_use import SHAPE_FILE, load_vae, shape_file
 from headway.recipes.text import TextTask
 
 if TYPE_CHECKING:
@@ -38,6 +40,31 @@ if TYPE_CHECKING:
 
 HEAD_FILE, MEANING_FILE, VAE_FILE = "editor.safetensors", "editor.json", "vae.safetensors"
 PROBE = "make it 12 mm longer"
+
+
+def dimensions_of(vae: GraphVae) -> Callable[[Tensor], Tensor]:
+    """Latents [n, latent] -> [n, NAMES] in mm as ``vae`` reads them; 0 for what a part has not."""
+    low, high = np.zeros((2, len(FAMILIES), len(NAMES)), dtype=np.float32)
+    place = np.zeros((len(FAMILIES), MOST_PARAMETERS), dtype=np.int64)
+    there = np.zeros((len(FAMILIES), MOST_PARAMETERS), dtype=np.float32)
+    for number, family in enumerate(FAMILIES):
+        for at, parameter in enumerate(family.parameters):
+            name = NAMES.index(family.names[at])
+            low[number, name], high[number, name] = parameter.low, parameter.high
+            place[number, at], there[number, at] = name, 1.0
+    tables = [torch.from_numpy(table) for table in (low, high - low, place, there)]
+
+    def read(z: Tensor) -> Tensor:
+        device = next(vae.parameters()).device
+        lows, ranges, places, has = (table.to(device) for table in tables)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            logits, shares = vae.read(z.to(device).float())
+            of = logits.argmax(-1)
+            mine = shares[torch.arange(len(of), device=device), of] * has[of]
+            by_name = torch.zeros_like(lows[of]).scatter_add(1, places[of], mine)
+            return (lows[of] + by_name * ranges[of]).to(z.device)
+
+    return read
 
 
 def saved_editor(task: LatentEditorTask) -> SavedModel:
@@ -60,6 +87,7 @@ def meaning(task: LatentEditorTask) -> bytes:
         "text_format": task.text.text_format,
         "max_tokens": task.text.max_tokens,
         "vae_sha256": task.vae_sha256,
+        "reads_dimensions": task.vae is not None,
         "tokenizer": identity(task.text.tokenizer),
     }
     return json.dumps(tree, indent=2).encode()
@@ -171,6 +199,8 @@ def with_head(folder: Path, language: nn.Module) -> tuple[LatentEditor, EditText
             raise ValueError("other dimensions, or another tokenizer, than it was trained with")
         editor = LatentEditor(language, int(means["latent"]), len(NAMES), shape)
         editor.head.load_state_dict(load_file(folder / HEAD_FILE), strict=True)
+        if means["reads_dimensions"]:
+            editor.dimensions_of = dimensions_of(load_vae(folder, VAE_FILE))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the editor's head does not fit: {error}") from error
     return editor, text

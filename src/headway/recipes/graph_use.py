@@ -183,7 +183,7 @@ def export_vae(model: GraphVae, to: Path, format: str) -> dict[str, Any]:
     return {"format": format, "to": str(to), "sha256": weights_sha256(model)}
 
 
-def load_vae(folder: Path) -> GraphVae:
+def load_vae(folder: Path, file: str = MODEL_FILE) -> GraphVae:
     """An exported autoencoder, or the ``model/`` folder of a checkpoint, ready to use.
 
     Raises CheckpointError where a part is missing, or was trained for other families.
@@ -192,7 +192,7 @@ def load_vae(folder: Path) -> GraphVae:
         tree = json.loads((folder / SHAPE_FILE).read_text(encoding="utf-8"))
         shape = VaeShape(**tree["model"])
         model = GraphVae(shape)
-        model.load_state_dict(load_file(folder / MODEL_FILE))
+        model.load_state_dict(load_file(folder / file))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no graph VAE can be read there: {error}") from error
     if tree["families"] != json.loads(json.dumps(tables())):

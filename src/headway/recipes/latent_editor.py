@@ -51,7 +51,7 @@ from headway.recipes.edit_rows import (
 )
 from headway.recipes.edit_use import asked, edited
 from headway.recipes.editor_config import LatentEditorConfig
-from headway.recipes.editor_files import export_editor, saved_editor
+from headway.recipes.editor_files import dimensions_of, export_editor, saved_editor
 from headway.recipes.graph_use import load_vae
 from headway.recipes.language_model import counts, load_model, untouched_base
 from headway.records import Check, Evaluation, Finding
@@ -123,22 +123,21 @@ class LatentEditorTask:
     def observe(self, model: Any, inputs: Inputs) -> tuple[RowSums, Tensor]:
         """Also [n, k] figures of each edit, for ``edit_metrics.measure``."""
         sums, told = self._measured(model, inputs)
-        return sums, figures_of(self.model.head, inputs, told)
+        return sums, figures_of(inputs, told)
 
     def _measured(self, model: Any, inputs: Inputs) -> tuple[RowSums, Told]:
-        told = told_by(model, inputs)
+        told = told_by(model, inputs, inputs["amounts"])
         head, weights = self.model.head, self.config.weights
-        off = (told.delta - inputs["delta"]).square()
         amounts, changes = inputs["amounts"] / head.amount_scale, inputs["amounts"] != 0
         direction = inputs["direction"]
         decided = (direction != 0.5).float()
         which_way = F.binary_cross_entropy_with_logits(told.direction, direction, reduction="none")
+        named = F.binary_cross_entropy_with_logits(told.named, changes.float(), reduction="none")
+        off = (told.taught - inputs["delta"]) / head.delta_scale
         parts = {
-            "delta_scaled": (off / head.delta_scale.square()).mean(1),
-            "amounts": mean_where(changes, (told.sizes - amounts).square()),
-            "named": F.binary_cross_entropy_with_logits(
-                told.named, changes.float(), reduction="none"
-            ).mean(1),
+            "delta_scaled": off.square().mean(1),
+            "amounts": mean_where(changes, told.choice.surprise(amounts)),
+            "named": named.mean(1),
             "direction": which_way * decided,
         }
         loss = parts["delta_scaled"] + weights.amounts * parts["amounts"]
@@ -147,7 +146,8 @@ class LatentEditorTask:
             parts["dimensions"] = dimension_errors(self.vae, inputs, told)
             loss = loss + weights.dimensions * parts["dimensions"]
         also = {name: value.detach() for name, value in parts.items()}
-        return {"loss": loss, "delta_mse": off.mean(1).detach(), **also}, told
+        delta_mse = (told.delta - inputs["delta"]).square().mean(1).detach()
+        return {"loss": loss, "delta_mse": delta_mse, **also}, told
 
     def recompute_activations(self) -> bool:
         """Keep each layer's input only, from now on."""
@@ -162,15 +162,15 @@ class LatentEditorTask:
         return {**counts(self.model), **self.described}
 
 
-def told_by(model: nn.Module, inputs: Inputs) -> Told:
-    """What the editor says of a microbatch."""
-    told: Told = model(**{name: inputs[name] for name in WHAT_A_MODEL_READS})
+def told_by(model: nn.Module, inputs: Inputs, amounts: Tensor | None = None) -> Told:
+    """What the editor says of a microbatch; ``amounts``: the labels, to learn from."""
+    told: Told = model(**{name: inputs[name] for name in WHAT_A_MODEL_READS}, amounts=amounts)
     return told
 
 
 def dimension_errors(vae: GraphVae, inputs: Inputs, told: Told) -> Tensor:
     """[n]: mean squared error of the shares that are read from the edited latents."""
-    _, shares = vae.read(inputs["z"] + told.delta)
+    _, shares = vae.read(inputs["z"] + told.taught)
     family = inputs["family"].clamp(min=0)
     read = shares[torch.arange(len(family), device=family.device), family]
     wanted = inputs["targets"]
@@ -202,6 +202,7 @@ class LatentEditorRecipe:
         language, described = load_model(config, context, tokenizer)
         torch.manual_seed(context.seed)
         model = LatentEditor(language, config.latent, len(NAMES), config.editor)
+        model.dimensions_of = dimensions_of(vae) if vae else None
         made_with = found or (edits.vae_sha256 if edits else None)
         if made_with:
             described["identities"]["vae"] = made_with[:16]
