@@ -263,8 +263,8 @@ class LatentEditor(nn.Module):
         amounts: Tensor | None = None,
     ) -> Told:
         """Rows end to end, ids [1, tokens]; those at ``latent_at`` [n, latent_tokens] stand for the
-        latents ``z`` [n, latent]; numbers end at ``number_at`` [m]; read at ``last_at`` [n]. ``amounts``: the
-        labels."""
+        latents ``z`` [n, latent]; numbers end at ``number_at`` [m]; read at ``last_at`` [n].
+        ``amounts``: the labels."""
         words = base_model(self.language).get_input_embeddings()(input_ids)
         latents = self.head.embeddings(z).to(words.dtype)
         given = self.head.with_values(words[0], number_at, number_value)

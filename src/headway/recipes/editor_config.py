@@ -44,7 +44,7 @@ class EditWeights(BaseModel):
     named: float = Field(default=2.0, ge=0)
     """Which dimensions change, as said in the text."""
     amounts: float = Field(default=1.0, ge=0)
-    """By how much they do."""
+    """By how much they do: the likelihood of the amounts that the labels name."""
     direction: float = Field(default=0.1, ge=0)
     """Whether it becomes more or less; edits that ask for neither, or both, have no part in it."""
     dimensions: float = Field(default=0.0, ge=0)
