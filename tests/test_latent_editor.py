@@ -26,7 +26,12 @@ from headway.recipes.edit_rows import NAMES, WrittenEdits, directions, split_off
 from headway.recipes.editor_config import LatentEditorConfig
 from headway.recipes.editor_files import load_editor
 from headway.recipes.graph_use import export_vae
-from headway.recipes.latent_editor import LatentEditorRecipe, LatentEditorTask, told_by
+from headway.recipes.latent_editor import (
+    LatentEditorRecipe,
+    LatentEditorTask,
+    dimension_errors,
+    told_by,
+)
 from shared_data import shared
 from toy import context
 
@@ -370,3 +375,22 @@ def test_an_exported_adapter_that_lacks_a_tensor_is_refused(tmp_path: Path) -> N
     save_file({name: t for name, t in stored.items() if name != gone}, to / ADAPTER_FILE)
     with pytest.raises(CheckpointError, match=r"does not fit: tensors .* on one side only"):
         load_editor(to, base=base())
+
+
+def test_a_dimension_that_a_part_has_not_is_no_part_of_the_loss(tmp_path: Path) -> None:
+    """A block has three: what the autoencoder reads behind them means nothing."""
+    task = built(tmp_path, "latent_editor-full")
+    assert task.train is not None and task.vae is not None
+    for row, targets in enumerate(task.train.targets):
+        family = task.train.edits.family_of(row)
+        assert family is not None
+        assert np.isfinite(targets).tolist() == [n < len(family.parameters) for n in range(9)]
+    inputs = dict(task.train.microbatch([0, 1, 2]).inputs)
+    told = told_by(task.model, inputs, inputs["amounts"])
+    before = dimension_errors(task.vae, inputs, told)
+    assert (before > 0).all()
+    last = task.vae.share_head[-1].bias.view(len(FAMILIES), -1)
+    with torch.no_grad():
+        for number, family in enumerate(FAMILIES):
+            last[number, len(family.parameters) :] += 5.0
+    torch.testing.assert_close(dimension_errors(task.vae, inputs, told), before)

@@ -144,7 +144,7 @@ def sources(offer: Offer) -> str:
         if money:
             rate = money.rate
             said += (
-                f"\n  {kind} ${rate.usd_per_hour:g} an hour: {rate.provider} ({rate.source}, "
+                f"\n  {kind} {rate.an_hour}: {rate.provider} ({rate.source}, "
                 f"{rate.date})"
             )
     return said

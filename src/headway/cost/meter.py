@@ -14,6 +14,12 @@ from typing import Any
 from headway.errors import ConfigError
 
 
+def an_hour(usd: float) -> str:
+    """``$0.40 an hour``; more digits where the price has them."""
+    cents = f"{usd:.2f}"
+    return f"${cents if float(cents) == usd else f'{usd:g}'} an hour"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """What an hour on this machine costs, and who says so."""
@@ -27,10 +33,8 @@ class Price:
 
     @property
     def an_hour(self) -> str:
-        """``$0.40 an hour``; more digits where the price has them."""
-        cents = f"{self.usd_per_hour:.2f}"
-        exact = f"{self.usd_per_hour:g}"
-        return f"${cents if float(cents) == self.usd_per_hour else exact} an hour"
+        """See ``an_hour``."""
+        return an_hour(self.usd_per_hour)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.usd_per_hour) and self.usd_per_hour >= 0):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from headway.cost.meter import Price
+from headway.cost.meter import Price, an_hour
 from headway.errors import ConfigError
 
 OURS = Path(__file__).with_name("prices.toml")
@@ -47,6 +47,11 @@ class Rate(BaseModel):
     date: Day
     kind: Literal["on_demand", "spot"] | None = None
     """Of a price in ``also``."""
+
+    @property
+    def an_hour(self) -> str:
+        """``$0.40 an hour``."""
+        return an_hour(self.usd_per_hour)
 
 
 class Gpu(BaseModel):

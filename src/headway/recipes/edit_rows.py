@@ -120,7 +120,7 @@ class WrittenEdits:
     @cached_property
     def targets(self) -> NDArray[np.float32]:
         """[n, MOST_PARAMETERS]: dimensions after the edit as shares of their ranges; NaN where the
-        data does not say the part."""
+        part has no more, or the data does not say the part."""
         found = np.full((len(self.edits), MOST_PARAMETERS), np.nan, dtype=np.float32)
         for row in range(len(self.edits)):
             family = self.edits.family_of(row)
@@ -131,7 +131,7 @@ class WrittenEdits:
                     value + changes.get(name, 0.0)
                     for name, value in zip(family.names, self.edits.values[row, :n], strict=True)
                 ]
-                found[row] = normalised(family, np.array([after]))[0]
+                found[row, :n] = normalised(family, np.array([after]))[0, :n]
         return found
 
     @cached_property
