@@ -97,9 +97,9 @@ class Readings:
 
 
 def edits(seed: int, first: int, count: int, mix: dict[Kind, float] | None = None) -> list[Edit]:
-    """Edits ``first`` to ``first + count - 1``."""
+    """Edits ``first`` to ``first + count - 1``, of each dimension about as many."""
     numbers = np.arange(first, first + count)
-    family, values = parts(seed, numbers)
+    family, values = parts(seed, numbers, by_dimensions=True)
     found = []
     for row, index in enumerate(numbers.tolist()):
         kind = FAMILIES[family[row]]

@@ -34,14 +34,18 @@ def _mixed(value: U64) -> U64:
         return np.asarray(value ^ (value >> np.uint64(31)), dtype=np.uint64)
 
 
-def parts(seed: int, index: ArrayLike) -> tuple[NDArray[np.int64], Values]:
+def parts(
+    seed: int, index: ArrayLike, by_dimensions: bool = False
+) -> tuple[NDArray[np.int64], Values]:
     """(family [n], dimensions in mm [n, MOST_PARAMETERS]) of the parts with these numbers [n].
 
-    Families are equally likely; each dimension is uniform between the limits that the earlier ones
-    leave. Every part is valid.
+    Families are equally likely, or, ``by_dimensions``, as likely as they have dimensions; each
+    dimension is uniform between the limits that the earlier ones leave. Every part is valid.
     """
     number = np.atleast_1d(np.asarray(index, dtype=np.int64))
-    family = np.floor(uniform(seed, number, 0) * len(FAMILIES)).astype(np.int64)
+    shares = [len(kind.parameters) if by_dimensions else 1 for kind in FAMILIES]
+    borders = np.cumsum(shares)[:-1] / sum(shares)
+    family = np.searchsorted(borders, uniform(seed, number, 0), side="right")
     values = np.zeros((len(number), MOST_PARAMETERS))
     for kind_index, kind in enumerate(FAMILIES):
         mine = np.flatnonzero(family == kind_index)
