@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from headway.models.amounts import BY_NUMBER, WITHOUT, Candidates, Meant, candidates
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone, base_model
+from headway.models.graph_vae import Layer, VaeShape
 
 SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """A value is given as tanh(value / size) for each: exact near a size, and never large."""
@@ -106,12 +107,9 @@ class EditorHead(nn.Module):
         self.reading = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
         self.places = nn.Parameter(torch.randn(names, width))
         self.part = nn.Linear(latent, width)
-        layer = nn.TransformerEncoderLayer(
-            width, HEADS, 2 * width, shape.dropout, "gelu", batch_first=True, norm_first=True
-        )
-        self.looking = nn.TransformerEncoder(
-            layer, LAYERS, nn.LayerNorm(width), enable_nested_tensor=False
-        )
+        layer = VaeShape(width=width, heads=HEADS, dropout=shape.dropout)
+        self.looking = nn.ModuleList(Layer(layer, False) for _ in range(LAYERS))
+        self.looked = nn.LayerNorm(width)
         self.of_place = nn.Linear(width, 4 + WITHOUT)
         self.asking, self.asked = nn.Linear(width, width), nn.Linear(width, width)
         self.of_number = nn.Linear(width, BY_NUMBER)
@@ -206,12 +204,12 @@ class EditorHead(nn.Module):
         padded = padded + _positions(padded[0])
         places = self.places + self.part(scaled)[:, None]
         ends = torch.tensor([len(row) for row in rows], device=words.device)
-        beyond = torch.arange(padded.shape[1], device=words.device) >= ends[:, None]
-        none = beyond.new_zeros(places.shape[:2])
-        found = self.looking(
-            torch.cat([places, padded], 1), src_key_padding_mask=torch.cat([none, beyond], 1)
-        )
-        names = places.shape[1]
+        there = torch.arange(padded.shape[1], device=words.device) < ends[:, None]
+        there = torch.cat([there.new_ones(places.shape[:2]), there], 1)
+        found = torch.cat([places, padded], 1)
+        for layer in self.looking:
+            found = layer(found, there, None)
+        found, names = self.looked(found), places.shape[1]
         flat = [row[names : names + len(own)] for row, own in zip(found, rows, strict=True)]
         return found[:, :names], torch.cat(flat)
 
