@@ -72,13 +72,16 @@ def test_a_row_is_read_the_same_alone_and_among_others_whatever_side_is_padded(
 
 def awake(task: LatentEditorTask, choice: str) -> None:
     """An editor that changes everything; untrained, it changes nothing."""
-    head, names = task.model.head, len(NAMES)
-    torch.nn.init.constant_(head.named[-1].bias, 5.0)
-    torch.nn.init.normal_(head.regressed[-1].weight)
-    sure = head.by_row[-1].bias[names : 2 * names]
-    if choice == "numbers":
-        sure = head.by_number[-1].bias[:names]
-    torch.nn.init.constant_(sure, 20.0)
+    head = task.model.head
+    with torch.no_grad():
+        named, regressed, no_number, not_listed = range(4)
+        head.of_place.bias[named] = 5.0
+        torch.nn.init.normal_(head.of_place.weight[regressed])
+        for other in (no_number, not_listed):
+            head.of_place.bias[other] = -20.0
+        if choice == "regressed":
+            head.of_place.bias[not_listed] = 20.0
+        head.of_number.bias[0] = 5.0
     task.model.eval()
 
 

@@ -143,10 +143,7 @@ def sources(offer: Offer) -> str:
     for kind, money in (("on demand", offer.on_demand), ("spot", offer.spot)):
         if money:
             rate = money.rate
-            said += (
-                f"\n  {kind} {rate.an_hour}: {rate.provider} ({rate.source}, "
-                f"{rate.date})"
-            )
+            said += f"\n  {kind} {rate.an_hour}: {rate.provider} ({rate.source}, {rate.date})"
     return said
 
 

@@ -21,7 +21,7 @@ PERCENT = (5.0, 10.0, 25.0)
 """What no number at all may mean: a bit, something, a lot; each to more or to less."""
 BY_NUMBER, WITHOUT = 3 * len(UNITS_MM) + 2, 2 * len(PERCENT)
 """How many candidates a number has for each dimension, and a sentence without any."""
-EXACT, REGRESSED = 0.02, 0.5
+EXACT, REGRESSED = 0.05, 0.5
 """How far off, over a dimension's usual change, a candidate may be that is computed, or regressed:
 widths of Laplace distributions."""
 
@@ -72,16 +72,28 @@ class Candidates(NamedTuple):
         return top + total.index_add(0, self.row, numbers).log()
 
 
+class Meant(NamedTuple):
+    """Logits of what a sentence means, before its numbers are known."""
+
+    no_number: Tensor
+    """[n, names]: by none of the numbers."""
+    without: Tensor
+    """[n, names, WITHOUT]: by how much then."""
+    not_listed: Tensor
+    """[n, names]: by what is regressed."""
+    about: Tensor
+    """[m, names]: by this number."""
+    done: Tensor
+    """[m, BY_NUMBER]: what is done with it."""
+
+
 def candidates(
-    values: Tensor, row: Tensor, current: Tensor, regressed: Tensor, scale: Tensor,
-    by_row: Tensor, by_number: Tensor,
-) -> Candidates:  # fmt: skip
+    values: Tensor, row: Tensor, current: Tensor, regressed: Tensor, scale: Tensor, meant: Meant
+) -> Candidates:
     """All that the numbers ``values`` [m] of rows ``row`` [m] may mean for dimensions that now are
     ``current`` [n, names] in mm (0: not known; then "to 8 mm" and percentages mean nothing).
 
-    ``by_row`` [n, 2 * names + WITHOUT]: logits of "no number" and "regressed" for each dimension,
-    and of what is then meant. ``by_number`` [m, names + BY_NUMBER]: of "this number is about this
-    dimension", and of what is done with it. ``scale`` [names], ``regressed`` [n, names] over it.
+    ``scale`` [names] in mm, ``regressed`` [n, names] over it.
     """
     names = current.shape[1]
     value, now = values[:, None, None], current[row][:, :, None]
@@ -91,12 +103,11 @@ def candidates(
     of_number = torch.cat([change, in_mm - now, percent], -1) / scale[:, None]
     share = current.new_tensor(PERCENT) / 100
     without = current[:, :, None] * torch.cat([share, -share]) / scale[:, None]
-    no_number, not_listed, meant = by_row.split([names, names, WITHOUT], -1)
-    about, done = by_number.split([names, BY_NUMBER], -1)
+    without_logits = meant.no_number[:, :, None] + meant.without
     return Candidates(
         torch.cat([without, regressed[:, :, None]], -1),
-        torch.cat([no_number[:, :, None] + meant[:, None], not_listed[:, :, None] - 1.0], -1),
+        torch.cat([without_logits, meant.not_listed[:, :, None] - 1.0], -1),
         of_number,
-        about[:, :, None] + done[:, None],
+        meant.about[:, :, None] + meant.done[:, None],
         row,
     )

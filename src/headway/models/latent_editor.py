@@ -1,9 +1,11 @@
 """A language model that reads a latent and an instruction, and says how the latent changes.
 
 The latent goes through an MLP and stands as one token or more before the instruction. What the
-model has understood is read at the instruction's last token, which looks back once more at all
-tokens of its row (a small model is slow to carry "shorter" to the end of a sentence). A head says
-of each dimension whether it is to change, and by how much if so (``models.amounts``). The change of
+model has understood is read at the instruction's last token and at its numbers, once they have
+looked at the whole row in both directions: two layers of attention over the row's hidden states and
+over one place for each dimension, which finds there whether it is to change, and by how much if so
+(``models.amounts``). (A causal model has not read "taller" where it reads the 2 of "2 mm taller",
+and a small one is slow to carry what it read to the last token.) The change of
 the latent follows from the amounts and the latent alone:
 f(latent, amounts) - f(latent, 0), f an MLP, trained on the amounts of the labels. So amounts of
 zero change nothing, whatever the latent. (Fitted to 800 of the published edits with the numbers
@@ -26,15 +28,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from headway.models.amounts import BY_NUMBER, WITHOUT, Candidates, candidates
+from headway.models.amounts import BY_NUMBER, WITHOUT, Candidates, Meant, candidates
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone, base_model
+from headway.models.graph_vae import Layer, VaeShape
 
 SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """A value is given as tanh(value / size) for each: exact near a size, and never large."""
 
-LOOKS = 8
-"""Attention heads with which the last token looks back."""
+LAYERS, HEADS = 2, 8
+"""Of the attention over a row's hidden states."""
 
 
 class EditorShape(BaseModel):
@@ -51,10 +54,10 @@ class EditorShape(BaseModel):
     mean; without, they are regressed."""
     projector: int = Field(default=512, ge=1)
     """Width of the layer between latent and embeddings."""
-    head: int = Field(default=512, ge=1)
+    head: int = Field(default=256, ge=8, multiple_of=8)
     """Width of the layers between what is read and what is said of it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """In what reads amounts, after each activation."""
+    """In these layers."""
 
 
 class Told(NamedTuple):
@@ -100,27 +103,27 @@ class EditorHead(nn.Module):
             self.register_buffer(f"{name}_scale", torch.ones(size))
         self.projector = _as_words(latent, shape.projector, shape.latent_tokens, hidden)
         self.numbers = _as_words(len(SIZES), shape.projector, 1, hidden) if shape.numbers else None
-        self.reading = nn.Sequential(
-            nn.LayerNorm(hidden),
-            nn.Linear(hidden, shape.head),
+        width = shape.head
+        self.reading = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
+        self.places = nn.Parameter(torch.randn(names, width))
+        self.part = nn.Linear(latent, width)
+        layer = VaeShape(width=width, heads=HEADS, dropout=shape.dropout)
+        self.looking = nn.ModuleList(Layer(layer, False) for _ in range(LAYERS))
+        self.looked = nn.LayerNorm(width)
+        self.of_place = nn.Linear(width, 4 + WITHOUT)
+        self.asking, self.asked = nn.Linear(width, width), nn.Linear(width, width)
+        self.of_number = nn.Linear(width, BY_NUMBER)
+        self.direction = nn.Linear(width, 1)
+        for last in (self.of_place, self.of_number, self.direction):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.change = nn.Sequential(
+            nn.Linear(latent + names, 2 * width),
             nn.GELU(),
-            nn.Dropout(shape.dropout),
+            nn.Linear(2 * width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, latent),
         )
-        self.looking_back = nn.MultiheadAttention(shape.head, LOOKS, batch_first=True)
-        both = shape.head + latent
-        self.named = _mlp(both, shape.head, names, shape.dropout)
-        self.regressed = _mlp(both, shape.head, names, shape.dropout)
-        self.by_row = _mlp(both, shape.head, 2 * names + WITHOUT, shape.dropout)
-        self.by_number = None
-        if shape.numbers:
-            self.by_number = _mlp(shape.head + both, shape.head, names + BY_NUMBER, shape.dropout)
-        self.direction = nn.Linear(shape.head, 1)
-        self.change = _mlp(latent + names, shape.head, latent)
-        heads = [self.named, self.regressed, self.by_row]
-        heads += [self.by_number] if self.by_number else []
-        for last in (self.direction, *(part[-1] for part in heads)):
-            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.float()
 
     def start_at(self, embedding_size: float) -> None:
@@ -163,13 +166,25 @@ class EditorHead(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             scaled = self.scaled(z)
             words = self.reading(hidden.float().tanh())  # a few hidden numbers dwarf all others
-            read = self._read(words, row_ends, last_at)
-            both = torch.cat([read, scaled], -1)
-            named, choice = self.named(both), self._choice(words, both, current.float(), numbers)
+            places, words = self._looked(words, row_ends, scaled)
+            found = self.of_place(places)
+            named, regressed, no_number, not_listed = found[..., :4].unbind(-1)
+            if self.numbers is None:
+                numbers = Numbers(*(tensor[:0] for tensor in numbers))
+            there = words[numbers.at]
+            about = torch.einsum("mw,mkw->mk", self.asking(there), self.asked(places)[numbers.row])
+            meant = Meant(
+                no_number, found[..., 4:], not_listed,
+                about / there.shape[-1] ** 0.5, self.of_number(there),
+            )  # fmt: skip
+            choice = candidates(
+                numbers.value.float(), numbers.row, current.float(), regressed, self.amount_scale,
+                meant,
+            )  # fmt: skip
             chosen = torch.where(named > 0, choice.likeliest(), 0.0) * self.amount_scale
             delta = self.changed(scaled, chosen)
             taught = delta if amounts is None else self.changed(scaled, amounts)
-            return Told(delta, taught, named, choice, chosen, self.direction(read)[:, 0])
+            return Told(delta, taught, named, choice, chosen, self.direction(words[last_at])[:, 0])
 
     def changed(self, scaled: Tensor, amounts: Tensor) -> Tensor:
         """What amounts [n, names] in mm do to latents [n, latent]; nothing, where they are 0."""
@@ -179,31 +194,32 @@ class EditorHead(nn.Module):
         found: Tensor = (change - unchanged) * self.delta_scale
         return found
 
-    def _choice(self, words: Tensor, both: Tensor, current: Tensor, numbers: Numbers) -> Candidates:
-        if self.by_number is None:
-            numbers = Numbers(*(tensor[:0] for tensor in numbers))
-            by_number = words.new_zeros(0, current.shape[1] + BY_NUMBER)
-        else:
-            there = torch.cat([words[numbers.at], both[numbers.row]], -1)
-            by_number = self.by_number(there)
-        return candidates(
-            numbers.value.float(), numbers.row, current, self.regressed(both), self.amount_scale,
-            self.by_row(both), by_number,
-        )  # fmt: skip
-
-    def _read(self, words: Tensor, row_ends: Sequence[int], last_at: Tensor) -> Tensor:
-        """[n, head]: the last token's reading, and what it finds looking back at [tokens, head]."""
+    def _looked(
+        self, words: Tensor, row_ends: Sequence[int], scaled: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the dimensions' places [n, names, width] and all words [tokens, width] find."""
         starts = [0, *row_ends[:-1]]
         rows = [words[start:end] for start, end in zip(starts, row_ends, strict=True)]
-        lengths = torch.tensor([len(row) for row in rows], device=words.device)
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        beyond = torch.arange(padded.shape[1], device=words.device) >= lengths[:, None]
-        last = words[last_at]
-        found, _ = self.looking_back(
-            last[:, None], padded, padded, key_padding_mask=beyond, need_weights=False
-        )
-        read: Tensor = last + found[:, 0]
-        return read
+        padded = padded + _positions(padded[0])
+        places = self.places + self.part(scaled)[:, None]
+        ends = torch.tensor([len(row) for row in rows], device=words.device)
+        there = torch.arange(padded.shape[1], device=words.device) < ends[:, None]
+        there = torch.cat([there.new_ones(places.shape[:2]), there], 1)
+        found = torch.cat([places, padded], 1)
+        for layer in self.looking:
+            found = layer(found, there, None)
+        found, names = self.looked(found), places.shape[1]
+        flat = [row[names : names + len(own)] for row, own in zip(found, rows, strict=True)]
+        return found[:, :names], torch.cat(flat)
+
+
+def _positions(words: Tensor) -> Tensor:
+    """Sines and cosines of each place in a row [tokens, width] (arXiv 1706.03762, section 3.5)."""
+    places, width = words.shape
+    rate = torch.arange(0, width, 2, device=words.device, dtype=words.dtype) * (-9.2 / width)
+    angle = torch.arange(places, device=words.device, dtype=words.dtype)[:, None] * rate.exp()
+    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def _as_words(inside: int, width: int, words: int, hidden: int) -> nn.Sequential:
@@ -214,19 +230,6 @@ def _as_words(inside: int, width: int, words: int, hidden: int) -> nn.Sequential
         nn.Linear(width, words * hidden),
         nn.Unflatten(-1, (words, hidden)),
         nn.LayerNorm(hidden),
-    )
-
-
-def _mlp(inside: int, width: int, outside: int, dropout: float = 0.0) -> nn.Sequential:
-    """Two hidden layers."""
-    return nn.Sequential(
-        nn.Linear(inside, width),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(width, width),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(width, outside),
     )
 
 
