@@ -217,7 +217,7 @@ def test_an_export_gives_the_same_outputs_in_a_fresh_process(case: str, tmp_path
         "regression": score_outputs,
         "vision": picture_outputs,
         "graph_vae": latent_outputs,
-        "latent_editor": change_outputs,
+        "latent_editor": edit_outputs,
     }
     outputs = own.get(CASES[case][0], text_outputs)
     program, expected = outputs(trained, to, CASES[case][2])
@@ -272,7 +272,9 @@ def latent_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tens
     return program, torch.tensor(trained.predict(part)["latent"])
 
 
-def change_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:
+def edit_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:
+    from headway.recipes.editor_files import said_of
+
     z, text = [0.5, 0.2, -0.1, 0.9, 0.0, 0.3], "make leg1 20 mm longer"
     base = "None"
     if format == "adapter":
@@ -280,12 +282,14 @@ def change_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tens
     program = (
         "import json, torch; from pathlib import Path\n"
         "from transformers import AutoModelForCausalLM\n"
-        "from headway.recipes.editor_files import change_of, load_editor\n"
+        "from headway.recipes.editor_files import load_editor, said_of\n"
         f"editor, text = load_editor(Path('{to}'), base={base})\n"
-        f"print(json.dumps(change_of(editor, text, ['{text}'], torch.tensor([{z}])).tolist()))"
+        f"said = said_of(editor, text, '{text}', torch.tensor({z}))\n"
+        "print(json.dumps(torch.cat([kind.flatten() for kind in said]).tolist()))"
     )
-    found = trained.predict({"z_src": z, "instruction": text})
-    return program, torch.tensor([found["delta_z"]])
+    trained.predict({"z_src": z, "instruction": text})
+    said = said_of(trained.task.model, trained.task.text, text, torch.tensor(z))
+    return program, torch.cat([kind.flatten() for kind in said])
 
 
 def text_outputs(trained: Any, to: Path, format: str) -> tuple[str, torch.Tensor]:

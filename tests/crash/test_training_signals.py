@@ -51,7 +51,7 @@ def saving(pid: int, run: Path) -> bool:
 
 
 def evaluating(pid: int, run: Path) -> bool:
-    """Step 2 is done, its evaluation is not there; whether its save is committed does not matter."""
+    """Step 2 is done, its evaluation is not there (its save may be, or may not)."""
     seen = read_events(run / JOURNAL, {"step", "evaluation"})
     return [(e["event"], e["step"]) for e in seen][-1:] == [("step", 2)]
 

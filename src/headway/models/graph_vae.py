@@ -66,18 +66,17 @@ class Decoded(NamedTuple):
 
 
 class Layer(nn.Module):
-    """Attention over the faces of a graph, then a feed-forward part; both on top of what was."""
+    """Attention over a set, of faces say, then a feed-forward part; both on top of what was."""
 
-    def __init__(self, shape: VaeShape, paired: bool) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, *, paired: bool = False) -> None:
         super().__init__()
-        self.heads = shape.heads
-        self.before, self.between = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
-        self.qkv = nn.Linear(shape.width, 3 * shape.width)
-        self.out = nn.Linear(shape.width, shape.width)
-        self.pair = nn.Linear(PAIR + 1, shape.heads) if paired else None
-        self.forth = nn.Linear(shape.width, 4 * shape.width)
-        self.back = nn.Linear(4 * shape.width, shape.width)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.pair = nn.Linear(PAIR + 1, heads) if paired else None
+        self.forth, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, there: Tensor | None, pairs: Tensor | None) -> Tensor:
         """[n, f, width]; ``there`` [n, f]: where a face is; ``pairs`` [n, f, f, PAIR + 1]."""
@@ -108,13 +107,13 @@ class GraphVae(nn.Module):
     def __init__(self, shape: VaeShape) -> None:
         super().__init__()
         self.shape, self.recomputes = shape, False
-        width = shape.width
+        width, layer = shape.width, (shape.width, shape.heads, shape.dropout)
         for name, numbers in (("face", 2 * FEATURES), ("pair", PAIR)):
             self.register_buffer(f"{name}_mean", torch.zeros(numbers))
             self.register_buffer(f"{name}_scale", torch.ones(numbers))
         self.face_type = nn.Embedding(FACE_TYPES, width)
         self.enter = nn.Linear(2 * FEATURES, width)
-        self.encoder = nn.ModuleList(Layer(shape, True) for _ in range(shape.layers))
+        self.encoder = nn.ModuleList(Layer(*layer, paired=True) for _ in range(shape.layers))
         self.encoded = nn.LayerNorm(width)
         self.posterior = nn.Sequential(
             nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * shape.latent)
@@ -123,7 +122,7 @@ class GraphVae(nn.Module):
         self.leave = nn.Sequential(
             nn.Linear(shape.latent, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.decoder = nn.ModuleList(Layer(shape, False) for _ in range(shape.decoder_layers))
+        self.decoder = nn.ModuleList(Layer(*layer) for _ in range(shape.decoder_layers))
         self.decoded = nn.LayerNorm(width)
         self.face_head = nn.Linear(width, FACE_TYPES + 1 + FEATURES)
         self.edge_head = nn.Linear(width, 2 * (1 + PAIR) * (width // 2))

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from headway.models.amounts import BY_NUMBER, WITHOUT, Candidates, Meant, candidates
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone, base_model
-from headway.models.graph_vae import Layer, VaeShape
+from headway.models.graph_vae import Layer
 
 SIZES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """A value is given as tanh(value / size) for each: exact near a size, and never large."""
@@ -107,8 +107,7 @@ class EditorHead(nn.Module):
         self.reading = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
         self.places = nn.Parameter(torch.randn(names, width))
         self.part = nn.Linear(latent, width)
-        layer = VaeShape(width=width, heads=HEADS, dropout=shape.dropout)
-        self.looking = nn.ModuleList(Layer(layer, False) for _ in range(LAYERS))
+        self.looking = nn.ModuleList(Layer(width, HEADS, shape.dropout) for _ in range(LAYERS))
         self.looked = nn.LayerNorm(width)
         self.of_place = nn.Linear(width, 4 + WITHOUT)
         self.asking, self.asked = nn.Linear(width, width), nn.Linear(width, width)
@@ -198,20 +197,18 @@ class EditorHead(nn.Module):
         self, words: Tensor, row_ends: Sequence[int], scaled: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the dimensions' places [n, names, width] and all words [tokens, width] find."""
-        starts = [0, *row_ends[:-1]]
-        rows = [words[start:end] for start, end in zip(starts, row_ends, strict=True)]
-        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        padded = padded + _positions(padded[0])
+        lengths = [end - start for start, end in zip([0, *row_ends[:-1]], row_ends, strict=True)]
+        names, together = len(self.places), nn.utils.rnn.pad_sequence
+        padded = together(words.split(lengths), batch_first=True)
         places = self.places + self.part(scaled)[:, None]
-        ends = torch.tensor([len(row) for row in rows], device=words.device)
-        there = torch.arange(padded.shape[1], device=words.device) < ends[:, None]
-        there = torch.cat([there.new_ones(places.shape[:2]), there], 1)
-        found = torch.cat([places, padded], 1)
+        found = torch.cat([places, padded + _positions(padded[0])], 1)
+        true = [words.new_ones(names + length, dtype=torch.bool) for length in lengths]
+        there = together(true, batch_first=True)
         for layer in self.looking:
             found = layer(found, there, None)
-        found, names = self.looked(found), places.shape[1]
-        flat = [row[names : names + len(own)] for row, own in zip(found, rows, strict=True)]
-        return found[:, :names], torch.cat(flat)
+        found = self.looked(found)
+        own = [row[names : names + length] for row, length in zip(found, lengths, strict=True)]
+        return found[:, :names], torch.cat(own)
 
 
 def _positions(words: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from headway.data.cad.families import FAMILIES, Family, Values
 from headway.data.cad.reading import Unreadable, read
 from headway.engine.precision import autocast
 from headway.errors import ConfigError, DataError
-from headway.recipes.editor_files import change_of
+from headway.recipes.editor_files import told_of
 from headway.recipes.graph_use import STEP, Part, latents, part_asked, read_latents
 from headway.system import write_whole
 
@@ -93,9 +93,9 @@ def edited(task: LatentEditorTask, request: Request) -> dict[str, Any]:
     """The changed latent, and the part that it is read as, made valid; written to ``out``."""
     z = _latent(task, request)
     device = next(task.model.parameters()).device
-    at = torch.tensor(np.asarray(z), dtype=torch.float32, device=device)[None]
+    at = torch.tensor(np.asarray(z), dtype=torch.float32, device=device)
     with autocast(task.context.precision, device):
-        delta = change_of(task.model, task.text, [request.instruction], at)
+        delta = told_of(task.model, task.text, request.instruction, at).delta
     after = (at + delta).float().cpu().numpy()
     found: dict[str, Any] = {
         "z_src": list(z),

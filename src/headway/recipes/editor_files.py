@@ -6,6 +6,7 @@ They travel together. A folder that lacks one of them cannot be loaded.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,7 +29,7 @@ from headway.engine.task import SavedModel
 from headway.errors import CheckpointError
 from headway.models.exported import adapted_model, whole_model
 from headway.models.graph_vae import GraphVae
-from headway.models.latent_editor import EditorShape, LatentEditor
+from headway.models.latent_editor import EditorShape, LatentEditor, Told
 from headway.models.tuning import ADAPTER_FILE, MODEL_FILE, saved_model
 from headway.recipes.edit_rows import NAMES, EditText, numbers_of
 from headway.recipes.export import export_model
@@ -52,11 +53,14 @@ def dimensions_of(vae: GraphVae) -> Callable[[Tensor], Tensor]:
             name = NAMES.index(family.names[at])
             low[number, name], high[number, name] = parameter.low, parameter.high
             place[number, at], there[number, at] = name, 1.0
-    tables = [torch.from_numpy(table) for table in (low, high - low, place, there)]
+
+    @functools.cache
+    def tables(device: torch.device) -> list[Tensor]:
+        return [torch.from_numpy(table).to(device) for table in (low, high - low, place, there)]
 
     def read(z: Tensor) -> Tensor:
         device = next(vae.parameters()).device
-        lows, ranges, places, has = (table.to(device) for table in tables)
+        lows, ranges, places, has = tables(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             logits, shares = vae.read(z.to(device).float())
             of = logits.argmax(-1)
@@ -122,51 +126,69 @@ def export_editor(task: LatentEditorTask, base: Any, to: Path, format: str) -> M
             raise CheckpointError(f"{to}: {name} of the head was read back with other values")
     if task.config.tuning.kind == "qlora":
         return found | {"deltas": "not compared: the base is not in four bits there"}
-    return found | same_deltas(task, again, to)
+    return found | same_answers(task, again, to)
 
 
-def same_deltas(task: LatentEditorTask, again: LatentEditor, to: Path) -> dict[str, Any]:
-    """The largest difference of one edit's change; CheckpointError if rounding is not why."""
+def same_answers(task: LatentEditorTask, again: LatentEditor, to: Path) -> dict[str, Any]:
+    """The largest difference in what is said of one edit; CheckpointError if it is not rounding."""
     device = next(task.model.parameters()).device
-    z = torch.linspace(-1, 1, task.config.latent, device=device)[None]
-    deltas = []
+    z = torch.linspace(-1, 1, task.config.latent, device=device)
+    said = []
     for editor in (task.model, again.to(device)):
         with undisturbed(editor, device), autocast(task.context.precision, device):
-            deltas.append(change_of(editor, task.text, [PROBE], z))
-    scale = task.model.head.delta_scale.max().item()
-    off = float((deltas[0] - deltas[1]).abs().max()) / scale
+            said.append(said_of(editor, task.text, PROBE, z))
+    off = max(
+        float((mine - other).abs().max() / mine.abs().max().clamp(min=1))
+        for mine, other in zip(*said, strict=True)
+    )
     limit = 1e-3 if task.context.precision == "fp32" else 5e-2
     if not off <= limit:
         raise CheckpointError(
-            f"{to}: what was read back changes a latent differently (off by {off:.2g} of a usual "
-            "change); do not use it"
+            f"{to}: what was read back answers differently (off by {off:.2g} of the largest "
+            "answer); do not use it"
         )
-    return {"largest_delta_difference": off}
+    return {"largest_difference": off}
+
+
+def said_of(editor: LatentEditor, text: EditText, instruction: str, z: Tensor) -> list[Tensor]:
+    """All answers of every kind to one instruction about the latent ``z`` [latent].
+
+    The latent's change is the one by the usual amounts, in usual changes: an editor that is not
+    sure of any dimension changes nothing.
+    """
+    told = told_of(editor, text, instruction, z, editor.head.amount_scale)
+    return [
+        told.named, told.choice.of_row, told.choice.of_row_logits, told.choice.of_number,
+        told.choice.of_number_logits, told.direction, told.taught / editor.head.delta_scale,
+    ]  # fmt: skip
 
 
 @torch.no_grad()
-def change_of(
-    editor: LatentEditor, text: EditText, instructions: list[str], z: torch.Tensor
-) -> torch.Tensor:
-    """[n, latent] changes of latents [n, latent] by instructions, one row at a time."""
-    found = []
-    for row, written in enumerate(text.write(instructions)):
-        tokens = len(written.ids)
-        given = {
-            "input_ids": written.ids[None].astype(np.int64),
-            "position_ids": np.arange(tokens)[None],
-            "latent_at": np.arange(text.latent_tokens)[None],
-            "last_at": np.array([tokens - 1]),
-            **numbers_of([written], np.zeros(1, dtype=np.int64)),
-        }
-        there = {name: torch.from_numpy(value).to(z.device) for name, value in given.items()}
-        told = editor(**there, row_ends=[tokens], z=z[row : row + 1])
-        found.append(told.delta)
-    return torch.cat(found)
+def told_of(
+    editor: LatentEditor,
+    text: EditText,
+    instruction: str,
+    z: Tensor,
+    amounts: Tensor | None = None,
+) -> Told:
+    """What the editor says of one row: a latent [latent], labels [names] where they are given."""
+    (written,) = text.write([instruction])
+    tokens = len(written.ids)
+    given = {
+        "input_ids": written.ids[None].astype(np.int64),
+        "position_ids": np.arange(tokens)[None],
+        "latent_at": np.arange(text.latent_tokens)[None],
+        "last_at": np.array([tokens - 1]),
+        **numbers_of([written], np.zeros(1, dtype=np.int64)),
+    }
+    there = {name: torch.from_numpy(value).to(z.device) for name, value in given.items()}
+    labels = None if amounts is None else amounts[None]
+    told: Told = editor(**there, row_ends=[tokens], z=z[None], amounts=labels)
+    return told
 
 
 def load_editor(folder: Path, *, base: Any = None) -> tuple[LatentEditor, EditText]:
-    """An exported editor, ready to use; see ``change_of``.
+    """An exported editor, ready to use; see ``told_of``.
 
     ``base``: the untouched base model, for an ``adapter`` export. Raises CheckpointError where a
     part is missing or does not fit.
