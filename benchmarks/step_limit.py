@@ -52,8 +52,8 @@ def read(
     evaluation: Path, labels: Path
 ) -> tuple[Values, Values, list[Any], NDArray[Any], list[Any]]:
     """(logits, labels, kinds of error, chain, numbers) of each step, in order."""
-    chains = [json.loads(line) for line in labels.read_text().splitlines()]
-    lines = (evaluation / "predictions.jsonl").read_text().splitlines()
+    chains = [json.loads(line) for line in labels.read_text().strip("\n").split("\n")]
+    lines = (evaluation / "predictions.jsonl").read_text().strip("\n").split("\n")
     said = sorted((json.loads(line) for line in lines), key=lambda p: (p["chain"], p["step"]))
     score = np.clip([p["predicted"] for p in said], 1e-4, 1 - 1e-4)
     of = [(chains[p["chain"]], p["step"]) for p in said]

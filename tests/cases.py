@@ -176,7 +176,7 @@ def latent_editor_full(folder: Path) -> dict[str, Any]:
 
 def regression_surprise(folder: Path) -> dict[str, Any]:
     given = {**regression(folder), "lm_weight": 0.1}
-    return {**given, "head": {"hidden": [16], "surprise": True}}
+    return {**given, "head": {"hidden": [16], "surprise": True, "checks": True}}
 
 
 def toy(folder: Path) -> dict[str, Any]:

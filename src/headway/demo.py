@@ -132,7 +132,7 @@ def public(name: str, module: ModuleType) -> Iterator[tuple[str, object]]:
 
 def questions(eval_file: Path, count: int = 3) -> list[tuple[str, str]]:
     """The first held-out rows of medium length: what they ask and what the documentation says."""
-    rows = [json.loads(line) for line in eval_file.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in eval_file.read_bytes().splitlines()]
     medium = [row for row in rows if 60 <= len(row["answer"]) <= 160]
     step = max(1, len(medium) // count)
     return [(row["question"], row["answer"]) for row in medium[::step][:count]]

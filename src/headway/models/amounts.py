@@ -2,10 +2,9 @@
 
 "20 mm longer", "to 8 mm", "by 2 cm", "10 percent more", "a bit": each is an exact sum over a number
 of the sentence and the dimension's present length. A language model is good at telling which is
-meant, and slow to learn the sum (amounts that were regressed from hidden states and values were off
-by a quarter of a usual change after 20,000 sentences, where nine in ten choices were exact). So
-the candidates are computed, and the model gives each its probability. One candidate more is
-regressed, for what none of the others say.
+meant, and slow to learn the sum (docs/decisions/0015-an-amount-is-chosen.md). So the candidates are
+computed, and the model gives each its probability. One candidate more is regressed, for what none
+of the others say.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The head is an MLP in fp32 whatever the model computes in. It ends in a sigmoid, and its last layer
 begins at zero with the training labels' mean as its bias: at step 0 the model answers that mean.
-It may also be given how surprised the model is by each step (``surprise``).
+It may also be given how surprised the model is by each step (``surprise``), and what was checked of
+the step without a model (``data.chains.checks``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from headway.errors import ConfigError
 from headway.models.attention import hidden_states
 from headway.models.backbone import backbone, base_model
-from headway.models.surprise import EVIDENCE, Alphabet, StepTokens, evidence, surprise
+from headway.models.surprise import EVIDENCE, SCALE, Alphabet, StepTokens, evidence, surprise
 
+CHECKS = 10
+"""Numbers that ``data.chains.checks`` gives for each step, in [0, 1]."""
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
@@ -41,16 +44,19 @@ class HeadShape(BaseModel):
     """Also give the head the model's surprise at the step, -log p of its tokens: mean and highest,
     over all tokens, those with a digit and the last number, of this step and the highest so far. It
     costs the output head's product at the tokens of steps."""
+    checks: bool = False
+    """Also give the head what a calculator and a search for each number find: equations that do not
+    hold, numbers from nowhere, and steps that use what is doubtful. For steps of arithmetic."""
 
 
 class ScoreHead(nn.Module):
-    """Hidden state [n, width] and perhaps evidence [n, EVIDENCE] -> logit [n]; the sigmoid of it is
-    the score in [0, 1]."""
+    """Hidden state [n, width] and perhaps evidence [n, EVIDENCE] and checks [n, CHECKS] -> logit
+    [n]; the sigmoid of it is the score in [0, 1]."""
 
     def __init__(self, width: int, shape: HeadShape) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        width += EVIDENCE if shape.surprise else 0
+        width += EVIDENCE * shape.surprise + CHECKS * shape.checks
         for size in shape.hidden:
             layers += [nn.Linear(width, size), ACTIVATIONS[shape.activation]()]
             layers += [nn.Dropout(shape.dropout)] if shape.dropout else []
@@ -65,10 +71,10 @@ class ScoreHead(nn.Module):
         mean = min(max(mean, 1e-3), 1 - 1e-3)
         nn.init.constant_(self.layers[-1].bias, math.log(mean / (1 - mean)))  # type: ignore[arg-type]
 
-    def forward(self, hidden: Tensor, also: Tensor | None = None) -> Tensor:
-        """Logits [n] in fp32, outside of autocast; ``also`` is the evidence."""
+    def forward(self, hidden: Tensor, *also: Tensor) -> Tensor:
+        """Logits [n] in fp32, outside of autocast; ``also``: the evidence, the checks."""
         with torch.autocast(hidden.device.type, enabled=False):
-            read = hidden.float() if also is None else torch.cat([hidden.float(), also.float()], 1)
+            read = torch.cat([part.float() for part in (hidden, *also)], 1)
             logits: Tensor = self.layers(read)[..., 0]
         return logits
 
@@ -107,13 +113,15 @@ class Scorer(nn.Module):
         position_ids: Tensor,
         row_ends: Sequence[int],
         at: Tensor,
+        checks: Tensor,
         steps: StepTokens | None = None,
     ) -> Tensor:
         """Logits [n] at the places ``at`` [n] of a flat microbatch [1, tokens].
 
-        ``steps`` must be there where the head is given the surprise, else it has no effect.
+        ``checks`` [n, CHECKS], or [n, 0] where the head is not given them. ``steps`` must be there
+        where it is given the surprise, else it has no effect.
         """
-        return self.read(input_ids, position_ids, row_ends, at, steps, teach=False)[0]
+        return self.read(input_ids, position_ids, row_ends, at, checks, steps, teach=False)[0]
 
     def read(
         self,
@@ -121,6 +129,7 @@ class Scorer(nn.Module):
         position_ids: Tensor,
         row_ends: Sequence[int],
         at: Tensor,
+        checks: Tensor,
         steps: StepTokens | None,
         *,
         teach: bool,
@@ -130,21 +139,24 @@ class Scorer(nn.Module):
         The head sees its value only; ``teach``: it is read in any case and can be learned from.
         """
         hidden = hidden_states(self.language, input_ids, position_ids, row_ends)
+        checks = SCALE * (2 * checks - 1)
         if not (self.surprise or teach):
-            return self.head(hidden[at]), None
+            return self.head(hidden[at], checks), None
         if steps is None:
             raise ValueError("a head that is given the surprise needs to know the steps' tokens")
         parts = backbone(self.language)
         found = surprise(hidden if teach else hidden.detach(), parts, input_ids, steps, self.mark)
         if not self.surprise:
-            return self.head(hidden[at]), found
+            return self.head(hidden[at], checks), found
         digit = self.digits[input_ids[0, steps.at]]
-        return self.head(hidden[at], evidence(found.detach(), digit, steps)), found
+        return self.head(hidden[at], evidence(found.detach(), digit, steps), checks), found
 
 
-def read_of(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Sequence[int], Tensor]:
+def read_of(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Sequence[int], Tensor, Tensor]:
     """What a scorer reads of a microbatch's inputs, beside the steps' tokens."""
-    return inputs["input_ids"], inputs["position_ids"], inputs["row_ends"], inputs["at"]
+    keys = ("input_ids", "position_ids", "row_ends", "at", "checks")
+    ids, positions, ends, at, checks = (inputs[key] for key in keys)
+    return ids, positions, ends, at, checks
 
 
 LossName = Literal["mse", "huber", "bce"]

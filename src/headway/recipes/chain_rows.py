@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from headway.data.chains import Chain, ChainReport, pieces
+from headway.data.chains.checks import CHECKS, checked
 from headway.data.order import Mixture
 from headway.engine.task import Microbatch
 from headway.errors import DataError
@@ -40,6 +41,8 @@ class ChainText:
     high: float
     max_steps: int | None = None
     """Longer chains are read in pieces of so many steps."""
+    checks: bool = False
+    """Whether rows also say what was checked of each step."""
 
     def prompt(self, chain: Chain) -> str:
         """What stands before the first step."""
@@ -103,9 +106,16 @@ class ChainText:
             targets=np.array(targets, dtype=np.float32),
             steps=np.array(places, dtype=np.int64),
             spans=np.array(spans[: places[-1] - first + 1] if places else [], dtype=np.int64),
+            checks=np.zeros((len(at), 0), dtype=np.float32),
             lost=lost,
             dropped=first,
         )
+
+    def checked(self, chain: Chain) -> NDArray[np.float32]:
+        """[steps, CHECKS], or [steps, 0]: see ``data.chains.checks``."""
+        if not self.checks:
+            return np.zeros((len(chain.steps), 0), dtype=np.float32)
+        return checked("\n".join((*chain.evidence, chain.problem)), chain.steps)
 
     def _first_that_fits(self, before: int, written: list[list[int]], chain: Chain) -> int:
         """Steps without a label at the beginning are context: the oldest make room."""
@@ -141,6 +151,8 @@ class ChainRow:
     spans: NDArray[np.int64]
     """[steps, 2] first token and end of each up to the last that is read, labelled or not. The
     first of them is step ``dropped`` of the chain."""
+    checks: NDArray[np.float32]
+    """[n, CHECKS] what was checked of each, or [n, 0]."""
     lost: int
     """Labelled steps that did not fit."""
     dropped: int
@@ -173,8 +185,10 @@ class ChainRows:
 
     def __post_init__(self) -> None:
         parts: list[tuple[int, int, Chain]] = []
+        checks: list[NDArray[np.float32]] = []
         for number, chain in enumerate(self.chains):
             found = pieces(chain, max_steps=self.text.max_steps or len(chain.steps))
+            checks.append(self.text.checked(chain))
             self.split_chains += len(found) > 1
             parts += [(number, first, piece) for first, piece in found if piece.labels]
         for start in range(0, len(parts), BATCH):
@@ -189,7 +203,7 @@ class ChainRows:
                 if len(row.at) == 0:
                     self.emptied += 1
                     continue
-                self.rows.append(row)
+                self.rows.append(replace(row, checks=checks[number][offset + row.steps]))
                 self.chain_of.append(number)
                 self.first_step.append(offset)
         ends = np.cumsum(self.source_sizes or [len(self.chains)])
@@ -216,10 +230,10 @@ class ChainRows:
 
     @property
     def sha256(self) -> str:
-        """Names the content: ids, places and targets of every row."""
+        """Names the content: ids, places, targets and checks of every row."""
         digest = hashlib.sha256()
         for row in self.rows:
-            for part in (row.ids, row.at, row.targets):
+            for part in (row.ids, row.at, row.targets, *([row.checks] if self.text.checks else [])):
                 digest.update(len(part).to_bytes(8, "little"))
                 digest.update(part.tobytes())
         return digest.hexdigest()
@@ -249,8 +263,9 @@ class ChainRows:
         """Rows end to end. Index tensors are int64, all on the CPU.
 
         Inputs: ``input_ids``, ``position_ids`` [1, tokens], ``row_ends``, ``at`` [n] (where scores
-        are read), ``targets`` [n] in [0, 1], ``row_of_target`` [n], ``rows``, and ``units`` [n, 2]:
-        the number of the row, and of the step in its chain; and what ``StepTokens.of`` reads.
+        are read), ``targets`` [n] in [0, 1], ``checks`` [n, CHECKS or 0], ``row_of_target`` [n],
+        ``rows``, and ``units`` [n, 2]: the number of the row, and of the step in its chain; and
+        what ``StepTokens.of`` reads.
         """
         parts = [self.rows[row] for row in rows]
         lengths = [len(part.ids) for part in parts]
@@ -262,6 +277,7 @@ class ChainRows:
             "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
             "at": np.concatenate([s + part.at for s, part in zip(starts, parts, strict=True)]),
             "targets": np.concatenate([part.targets for part in parts]),
+            "checks": np.concatenate([part.checks for part in parts]),
             "row_of_target": np.repeat(np.arange(len(rows)), counts),
             "units": np.concatenate(
                 [
@@ -314,6 +330,7 @@ def full_chains(text: ChainText) -> ChainRows:
             targets=np.zeros(1, dtype=np.float32),
             steps=np.zeros(1, dtype=np.int64),
             spans=np.array([[1, tokens]]),
+            checks=np.zeros((1, len(CHECKS) if text.checks else 0), dtype=np.float32),
             lost=0,
             dropped=0,
         )

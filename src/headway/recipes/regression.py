@@ -343,6 +343,7 @@ def chain_text(config: RegressionConfig, tokenizer: PreTrainedTokenizerBase) -> 
         low=config.target_range[0],
         high=config.target_range[1],
         max_steps=config.max_steps,
+        checks=config.head.checks,
     )
 
 

@@ -55,7 +55,7 @@ def pictures(run: Path, record: Measurement) -> Iterator[tuple[Path, int, int]]:
 def _named(file: Path) -> list[str]:
     """The first PICTURES pictures that the rows of this file show; none where it is not there."""
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file.read_bytes().splitlines()]
     except (OSError, ValueError):
         return []
     shown = [item for row in rows for item in (row.get("shown") or {}).values()]

@@ -122,7 +122,7 @@ def opened_folder(to: Path, reading: Reading) -> dict[str, Row]:
         )
     known: dict[str, Row] = {}
     rows = to / ROWS_FILE
-    for line in rows.read_text(encoding="utf-8").splitlines() if rows.exists() else ():
+    for line in rows.read_bytes().splitlines() if rows.exists() else ():
         try:
             row = json.loads(line)
             known[row["image"]] = row

@@ -31,7 +31,7 @@ def contact_sheet(folder: Path, to: Path, *, pages: int = 20, width_px: int = 12
 def _images(folder: Path, most: int) -> list[Path]:
     found: list[Path] = []
     for side in ("eval", "train"):
-        lines = (folder / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / f"{side}.jsonl").read_bytes().splitlines()
         found += [folder / json.loads(line)["image"] for line in lines[: most - len(found)]]
     if not found:
         raise DataError(f"{folder}: no page to show")
