@@ -16,7 +16,7 @@ from headway.data.chains.checks import CHECKS, checked
 from headway.data.step_labels import Options, chains_of
 from headway.models import score
 from headway.recipes.chain_rows import ChainRows
-from headway.recipes.regression import RegressionTask
+from headway.recipes.regression import RECIPE, RegressionTask
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -177,3 +177,15 @@ def test_without_numbers_nothing_is_found(tmp_path: Path) -> None:
     chain = chain_of({**RECORDS[1], "problem": "Why?", "steps": ["so", "then"], "targets": [1, 0]})
     inputs = ChainRows([chain], task.text).microbatch([0]).inputs
     assert torch.count_nonzero(inputs["checks"]) == 0
+
+
+def test_what_speaks_against_a_step_is_said_beside_its_number(tmp_path: Path) -> None:
+    request = {"problem": PROBLEM, "steps": ["3 * 4 = 14", "14 + 3 = 17", "17 + 29 = 46"]}
+    found = RECIPE.predict(sums(tmp_path / "given", head=HEAD), request)
+    doubtful = "uses a number of a doubtful step"
+    assert found["against"] == [
+        ["an equation does not hold"], [doubtful], ["uses a number from nowhere", doubtful]
+    ]  # fmt: skip
+    assert "14 + 3 = 17  (uses a number of a doubtful step)" in found["text"]
+    plain = RECIPE.predict(sums(tmp_path / "plain"), request)
+    assert "against" not in plain and "(" not in plain["text"]

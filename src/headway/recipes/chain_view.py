@@ -169,17 +169,23 @@ def _score(
             found[numbers[rows.chain_of[row]]][step] = score
 
 
-def answered(chain: Chain, scores: Sequence[float | None], middle: float) -> dict[str, Any]:
-    """The scores by step, the first below the middle of the range, and both as text."""
+def answered(
+    chain: Chain, scores: Sequence[float | None], middle: float, against: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """The scores by step, the first below the middle of the range, and both as text.
+
+    ``against``: what was found that speaks against each step.
+    """
     doubtful = next((n for n, s in enumerate(scores) if s is not None and s < middle), None)
     lines = [
         f"{'?' if score is None else format(score, '.3f'):>6}  "
-        f"{'>' if place == doubtful else ' '} {text}"
-        for place, (text, score) in enumerate(zip(chain.steps, scores, strict=True))
+        f"{'>' if place == doubtful else ' '} {text}" + (f"  ({'; '.join(found)})" if found else "")
+        for place, (text, score, found) in enumerate(zip(chain.steps, scores, against, strict=True))
     ]
     lines += ["?: beyond task.max_tokens, not read"] if None in scores else []
     return {
         "scores": list(scores),
         "first_doubtful": doubtful,
+        **({"against": [list(found) for found in against]} if any(against) else {}),
         "text": "\n".join(lines),
     }

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from headway.config import CLOSED
 from headway.data.chains import Chain, ChainData
+from headway.data.chains.checks import doubts
 from headway.engine.task import (
     BuildContext,
     GoOn,
@@ -318,12 +319,12 @@ class RegressionRecipe:
         asked(request)
 
     def predict(self, task: RegressionTask, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``problem`` and ``steps`` (or ``prompt``: one text) -> a score each, and the first
-        doubtful step."""
+        """``problem`` and ``steps`` (or ``prompt``: one text) -> a score each, the first doubtful
+        step, and with ``head.checks`` what was found that speaks against steps."""
         chain = asked(request)
         task.model.eval()
         middle = sum(task.config.target_range) / 2
-        return answered(chain, task.scores([chain])[0], middle)
+        return answered(chain, task.scores([chain])[0], middle, doubts(task.text.checked(chain)))
 
     def export(
         self, task: RegressionTask, config: RegressionConfig, to: Path, format: str

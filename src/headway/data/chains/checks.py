@@ -35,6 +35,13 @@ CHECKS = (
 """What the numbers of ``checked`` are, in order: 0 or 1, or a count over 3. ``models.score`` has
 their number."""
 
+DOUBTS = (
+    "an equation does not hold",
+    "uses a number from nowhere",
+    "uses a number of a doubtful step",
+)
+"""Those of ``CHECKS`` that speak against a step."""
+
 _RESULT = re.compile(r"=\s*[$€£]?\s*$")
 _SAID = {
     "1/2": "half", "1/3": "third", "1/4": "quarter", "1": "one once",
@@ -74,6 +81,12 @@ def checked(problem: str, steps: Sequence[str]) -> NDArray[np.float32]:
         last = made[-1] if made else last
         known = known | set(made) | set(used)
     return found
+
+
+def doubts(found: NDArray[np.float32]) -> list[list[str]]:
+    """For each row of ``checked`` what speaks against the step, in words; nothing in [steps, 0]."""
+    there = [(CHECKS.index(name), name) for name in DOUBTS if found.shape[1]]
+    return [[name for at, name in there if row[at]] for row in found]
 
 
 class _Step(NamedTuple):
