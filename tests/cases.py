@@ -145,6 +145,7 @@ def latent_editor(folder: Path) -> dict[str, Any]:
         "base_model": str(tiny_base(folder)),
         "tuning": {"kind": "lora", "rank": 4, "alpha": 8},
         "latent": 6,
+        "layers": 1,
         "editor": {"projector": 16, "head": 16, "latent_tokens": 2, "dropout": 0.1},
         "data": {"train": str(folder / "edits"), "eval_fraction": 0.2},
     }
@@ -170,7 +171,7 @@ def latent_editor_full(folder: Path) -> dict[str, Any]:
             folder / "edits", count=40, seed=3, encode=lambda graphs: latents(vae, graphs),
             vae_sha256=weights_sha256(vae), write_vae=write_vae,
         )  # fmt: skip
-    task = {**latent_editor(folder), "tuning": {"kind": "full"}}
+    task = {**latent_editor(folder), "tuning": {"kind": "full"}, "layers": None}
     return {**task, "weights": {"dimensions": 1.0}}
 
 

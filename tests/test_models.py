@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from cases import tiny_base
 from headway.engine.state import safetensors_chunks
 from headway.errors import ConfigError, DataError
+from headway.models.backbone import backbone, keep_first_layers, prove_backbone
 from headway.models.hub import keep_backward, load_causal_lm, locate, weights_identity
 from headway.models.tuning import Full, Lora, adapt, adapted_modules, add_tokens, saved_model
 from headway.recipes.pretrain import Shape, make_config
@@ -196,3 +197,31 @@ def test_every_family_builds_and_runs(family: str) -> None:
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match="not divisible"):
         make_config(Shape(family="llama", layers=1, hidden_size=30, heads=4), 50, 32)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_the_first_layers_alone_make_that_layers_hidden_states_scaled(
+    family: str, tmp_path: Path
+) -> None:
+    shape = Shape(family=family, layers=3, hidden_size=16, heads=2, tied_embeddings=True)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(make_config(shape, 50, 32)).eval()
+    parts = backbone(model).body.children()
+    norms = [part for part in parts if getattr(part, "weight", torch.ones(1, 1)).dim() == 1]
+    norms[0].weight.data.mul_(3.0)
+    ids = torch.tensor([[5, 9, 2, 33]])
+    inside = model(input_ids=ids, output_hidden_states=True).hidden_states[2]
+    keep_first_layers(model, 2)
+    prove_backbone(model)
+    last = backbone(model).body(input_ids=ids).last_hidden_state
+    if family != "llama":
+        inside = inside - inside.mean(-1, keepdim=True)
+    (norm,) = norms
+    eps = getattr(norm, "eps", None) or norm.variance_epsilon
+    scaled = inside / (inside.square().mean(-1, keepdim=True) + eps).sqrt()
+    torch.testing.assert_close(last, scaled, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    with pytest.raises(ConfigError, match=r"task\.layers: 3, but the model has 2 layers"):
+        keep_first_layers(model, 3)

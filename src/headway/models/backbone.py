@@ -69,6 +69,36 @@ def own_layer(head: Any) -> Any:
 
 
 @torch.no_grad()
+def keep_first_layers(model: nn.Module, count: int) -> None:
+    """Leave ``count`` layers of a causal language model, in place; the last norm only scales then.
+
+    Its weights belong to what the last layer made, so they become 1. A model whose ``all_layers``
+    says that most were left away already keeps those it has. Raises ConfigError where there are
+    fewer, or where they are no single list.
+    """
+    body, config = backbone(model).body, base_model(model).config.get_text_config()
+    stacks = [name for name, part in body.named_children() if isinstance(part, nn.ModuleList)]
+    if len(stacks) != 1:
+        raise ConfigError(f"task.layers: the layers of {type(body).__name__} cannot be told apart")
+    stack = getattr(body, stacks[0])
+    total = getattr(model, "all_layers", None) or len(stack)
+    if count > total:
+        raise ConfigError(f"task.layers: {count}, but the model has {total} layers")
+    if count == total:
+        return
+    if getattr(model, "all_layers", None):
+        model.all_layers = count  # type: ignore[assignment]
+    setattr(body, stacks[0], stack[:count])
+    config.num_hidden_layers = min(count, len(stack))
+    if getattr(config, "layer_types", None):
+        config.layer_types = list(config.layer_types)[:count]
+    for part in body.children():
+        weight = getattr(part, "weight", None)
+        if weight is not None and weight.dim() == 1:
+            nn.init.ones_(weight)
+
+
+@torch.no_grad()
 def prove_backbone(model: nn.Module) -> Backbone:
     """Check on random tokens that head(body(tokens)) are the model's own logits.
 

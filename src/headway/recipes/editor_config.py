@@ -63,6 +63,9 @@ class LatentEditorConfig(BaseModel):
     tuning: Tuning = Field(default=Lora(), validate_default=True)
     """Which parameters of the language model train: `full`, `lora` or `qlora`. Projector and head
     always do."""
+    layers: int | None = Field(default=None, ge=1)
+    """Only the first so many layers of the language model; left out: all. What a short sentence
+    means stands in the hidden states of a middle layer, and the later ones cost as much."""
     latent: int = Field(default=32, ge=1)
     """Numbers in a latent; those of the data must be as many."""
     editor: EditorShape = EditorShape()

@@ -26,7 +26,8 @@ from headway.engine.evaluate import undisturbed
 from headway.engine.precision import autocast
 from headway.engine.state import safetensors_chunks
 from headway.engine.task import SavedModel
-from headway.errors import CheckpointError
+from headway.errors import CheckpointError, ConfigError
+from headway.models.backbone import keep_first_layers
 from headway.models.exported import adapted_model, whole_model
 from headway.models.graph_vae import GraphVae
 from headway.models.latent_editor import EditorShape, LatentEditor, Told
@@ -87,6 +88,7 @@ def meaning(task: LatentEditorTask) -> bytes:
     tree = {
         "editor": task.config.editor.model_dump(),
         "latent": task.config.latent,
+        "layers": task.config.layers,
         "names": list(NAMES),
         "text_format": task.text.text_format,
         "max_tokens": task.text.max_tokens,
@@ -190,8 +192,9 @@ def told_of(
 def load_editor(folder: Path, *, base: Any = None) -> tuple[LatentEditor, EditText]:
     """An exported editor, ready to use; see ``told_of``.
 
-    ``base``: the untouched base model, for an ``adapter`` export. Raises CheckpointError where a
-    part is missing or does not fit.
+    ``base``: the untouched base model, for an ``adapter`` export; it is changed: it gets the
+    adapters, and loses the layers that the editor does without. Raises CheckpointError where a part
+    is missing or does not fit.
     """
     weights = MODEL_FILE if base is None else ADAPTER_FILE
     missing = [n for n in (weights, HEAD_FILE, MEANING_FILE) if not (folder / n).is_file()]
@@ -201,18 +204,27 @@ def load_editor(folder: Path, *, base: Any = None) -> tuple[LatentEditor, EditTe
             "together; export the run again"
         )
     try:
+        if base is not None and (layers := _means(folder)["layers"]) is not None:
+            keep_first_layers(base, layers)
         language = whole_model(folder) if base is None else adapted_model(folder, base)
-    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+    except (
+        OSError, KeyError, RuntimeError, ValueError, SafetensorError, ConfigError,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{folder / weights}: does not fit: {error}") from error
     editor, text = with_head(folder, language)
     return editor.eval(), text
+
+
+def _means(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / MEANING_FILE).read_text(encoding="utf-8"))
+    return found
 
 
 def with_head(folder: Path, language: nn.Module) -> tuple[LatentEditor, EditText]:
     """The language model with the head in ``folder``; CheckpointError where it does not fit."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        means = json.loads((folder / MEANING_FILE).read_text(encoding="utf-8"))
+        means = _means(folder)
         shape = EditorShape.model_validate(means["editor"])
         text = EditText(
             tokenizer, means["text_format"], shape.latent_tokens, int(means["max_tokens"])

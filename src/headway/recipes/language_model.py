@@ -17,7 +17,7 @@ from headway.engine.task import BuildContext
 from headway.errors import ConfigError
 from headway.models.architecture import empty_causal_lm
 from headway.models.attention import checkpoint_activations, isolate
-from headway.models.backbone import prove_backbone
+from headway.models.backbone import keep_first_layers, prove_backbone
 from headway.models.hub import load_causal_lm, load_tokenizer, weights_identity
 from headway.models.lora_linear import fuse_lora, fuse_swiglu, store_frozen_in_bf16
 from headway.models.rms_norm import fuse_rms_norm
@@ -38,18 +38,24 @@ class ModelConfig(Protocol):
 
 
 def load_model(
-    config: ModelConfig, context: BuildContext, tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig,
+    context: BuildContext,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layers: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with the right parameters trainable, ready for flat microbatches; its facts.
 
-    Raises ConfigError for a machine or a model on which rows of varied length cannot train.
+    ``layers``: only so many, the first. Raises ConfigError for a machine or a model on which rows
+    of varied length cannot train.
     """
     if context.compile:
         raise ConfigError(
             "hardware.compile: rows differ in length, so every step would compile again; "
             "set it to false"
         )
-    base = load_base(config, context, tokenizer, quantized=config.tuning.kind == "qlora")
+    quantized = config.tuning.kind == "qlora"
+    base = load_base(config, context, tokenizer, quantized=quantized, layers=layers)
     prove_backbone(base)
     # Also of a token that the base model has already, such as a merged export's: its row trains.
     rows = [int(tokenizer.convert_tokens_to_ids(token)) for token in config.special_tokens]
@@ -78,12 +84,13 @@ def load_model(
     return model, facts
 
 
-def untouched_base(config: ModelConfig, context: BuildContext) -> Any:
+def untouched_base(config: ModelConfig, context: BuildContext, *, layers: int | None = None) -> Any:
     """The base model in fp32, for an export to stand on; None where all its weights trained."""
     if config.tuning.kind == "full":
         return None
     tokenizer = load_tokenizer(config.base_model, config.revision, context.cache)
-    return load_base(config, replace(context, precision="fp32"), tokenizer, quantized=False)
+    whole = replace(context, precision="fp32")
+    return load_base(config, whole, tokenizer, quantized=False, layers=layers)
 
 
 def load_base(
@@ -92,8 +99,9 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase,
     *,
     quantized: bool,
+    layers: int | None = None,
 ) -> Any:
-    """The model as downloaded, with rows for the special tokens."""
+    """The model as downloaded, or its first ``layers``, with rows for the special tokens."""
     # A 4-bit weight is unpacked to the type it was loaded in before every product.
     four_bits_in_bf16 = quantized and context.precision != "fp32"
     load: Any = load_causal_lm
@@ -107,6 +115,8 @@ def load_base(
         device=torch.device(context.device),
         quantized=quantized,
     )
+    if layers is not None:
+        keep_first_layers(base, layers)
     add_tokens(base, tokenizer, config.special_tokens)
     return base
 

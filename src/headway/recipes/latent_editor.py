@@ -199,7 +199,7 @@ class LatentEditorRecipe:
         found = weights_sha256(vae) if vae else None
         if edits is not None and vae:
             same_vae(config, found, edits.vae_sha256)
-        language, described = load_model(config, context, tokenizer)
+        language, described = load_model(config, context, tokenizer, layers=config.layers)
         torch.manual_seed(context.seed)
         model = LatentEditor(language, config.latent, len(NAMES), config.editor)
         model.dimensions_of = dimensions_of(vae) if vae else None
@@ -249,7 +249,8 @@ class LatentEditorRecipe:
         self, task: LatentEditorTask, config: LatentEditorConfig, to: Path, format: str
     ) -> Mapping[str, Any]:
         """``adapter``, ``merged`` or ``full``, the head beside it; reloaded and compared."""
-        return export_editor(task, untouched_base(config, task.context), to, format)
+        base = untouched_base(config, task.context, layers=config.layers)
+        return export_editor(task, base, to, format)
 
 
 def edit_text(config: LatentEditorConfig, tokenizer: Any) -> EditText:
