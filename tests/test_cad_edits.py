@@ -25,6 +25,7 @@ from headway.data.cad import (
 from headway.data.cad.edits import Edit
 from headway.data.cad.families import are_valid
 from headway.data.cad.reading import Unreadable, read
+from headway.data.cad.rows import arrays_of, edits_in
 from headway.errors import DataError
 from shared_data import shared
 
@@ -187,6 +188,15 @@ def test_a_folder_of_edits_comes_back_as_it_was_made(tmp_path: Path) -> None:
         from headway.data.cad import read_parts
 
         read_parts(tmp_path / "e")
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=400)))
+def test_an_instruction_of_any_length_is_kept_whole(instructions: list[str]) -> None:
+    made = [
+        Edit(row, BRACKET, tuple(NOW.values()), {}, text, "noop")
+        for row, text in enumerate(instructions)
+    ]
+    assert edits_in(arrays_of(made)) == made
 
 
 def test_the_seeds_json_is_written_and_read(tmp_path: Path) -> None:

@@ -176,8 +176,8 @@ def arrays_of(made: Sequence[Edit]) -> Arrays:
         "family": np.array([FAMILIES.index(edit.family) for edit in made], dtype=np.int8),
         "values": before,
         "target": after,
-        "instruction": np.array([edit.instruction for edit in made], dtype="U160"),
-        "kind": np.array([edit.kind for edit in made], dtype="U8"),
+        "instruction": np.array([edit.instruction for edit in made], dtype=np.str_),
+        "kind": np.array([edit.kind for edit in made], dtype=np.str_),
     }
 
 
