@@ -233,7 +233,8 @@ class ChainRows:
         """Names the content: ids, places, targets and checks of every row."""
         digest = hashlib.sha256()
         for row in self.rows:
-            for part in (row.ids, row.at, row.targets, *([row.checks] if self.text.checks else [])):
+            parts: list[NDArray[Any]] = [row.ids, row.at, row.targets]
+            for part in parts + [row.checks] * self.text.checks:
                 digest.update(len(part).to_bytes(8, "little"))
                 digest.update(part.tobytes())
         return digest.hexdigest()
