@@ -53,11 +53,12 @@ def read(file: Path, first: int | None = None) -> tuple[Values, Values, np.ndarr
     for line in file.read_text().strip("\n").split("\n")[:first]:
         chain = json.loads(line)
         found = checked(chain["problem"], chain["steps"])
-        for row, label, kind in zip(found, chain["targets"], chain["kinds"], strict=True):
+        said = chain.get("kinds") or [None] * len(found)
+        for row, label, kind in zip(found, chain["targets"], said, strict=True):
             if label is not None:
                 rows.append(row)
                 labels.append(label)
-                kinds.append(kind or "right")
+                kinds.append(kind or ("right" if label > 0.5 else "wrong"))
     return np.array(rows, float), np.array(labels, float), np.array(kinds)
 
 

@@ -244,7 +244,8 @@ def test_half_a_change_a_drift_and_a_moved_no_op_are_seen(tmp_path: Path) -> Non
     assert drifts["drift_mm"] > 1 and drifts["noop_stability"] == 0
     other = truth.copy()
     other[:, :6] += np.roll(np.eye(6)[rows.edits.family], 1, axis=1) * 2
-    assert of_parts(rows, every, Exact(), other)["type_accuracy"] == 0
+    found = of_parts(rows, every, Exact(), other)
+    assert found["type_accuracy"] == found["moved_right"] == found["noop_stability"] == 0
 
 
 def test_the_ridge_baseline_finds_what_is_linear_in_latent_and_amount(tmp_path: Path) -> None:
@@ -320,6 +321,7 @@ def test_a_part_and_a_sentence_become_a_valid_part_on_disk(tmp_path: Path) -> No
         ({"z_src": [0.0], "instruction": "x", "colour": "red"}, "takes no colour"),
         ({"part": "nowhere.json", "instruction": "x"}, "not readable as JSON or STEP"),
         ({"z_src": "no", "instruction": "x"}, "a list of numbers"),
+        ({"z_src": [True, float("nan")], "instruction": "x"}, "a list of numbers"),
         ({"z_src": [0.0], "instruction": "x", "out": "x.stl"}, r"write \.step .* or \.json"),
     ],
 )

@@ -209,6 +209,8 @@ def test_the_first_layers_alone_make_that_layers_hidden_states_scaled(
     parts = backbone(model).body.children()
     norms = [part for part in parts if getattr(part, "weight", torch.ones(1, 1)).dim() == 1]
     norms[0].weight.data.mul_(3.0)
+    if hasattr(norms[0], "bias"):
+        norms[0].bias.data.add_(0.5)
     ids = torch.tensor([[5, 9, 2, 33]])
     inside = model(input_ids=ids, output_hidden_states=True).hidden_states[2]
     keep_first_layers(model, 2)

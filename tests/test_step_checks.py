@@ -189,3 +189,37 @@ def test_what_speaks_against_a_step_is_said_beside_its_number(tmp_path: Path) ->
     assert "14 + 3 = 17  (uses a number of a doubtful step)" in found["text"]
     plain = RECIPE.predict(sums(tmp_path / "plain"), request)
     assert "against" not in plain and "(" not in plain["text"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "20% of 50 = 10 leave.", "half of 12 = 6", "So 2/3 of 12 = 8", "10 times 5 = 50",
+        "10 · 5 = 50", r"$10 \times 5 = 50$", r"$10 \cdot 5 = 50$", "$3^2 = 9$", "7 mod 2 = 1",
+        "$x^2 = 5 - 1 = 4$", "√16 = 4", "$5 = 500 cents", "60 = 2^2 * 3 * 5", "3 - 11 = -8",
+        "3 * 4 = **12**", r"3 * 4 = \boxed{12}", r"3 * 4 = \$12", "12 / 5 ≈ 2.4", "6. 3 * 4 = 12",
+        "Step 5: 3 * 4 = 12", "10 * 0.8 = 8, 20% off",
+    ],
+)  # fmt: skip
+def test_what_people_write_and_is_right_is_not_called_false(step: str) -> None:
+    problem = "3, 4, 5, 7, 10, 11, 12, 16, 20%, 50 and 60; 5 cents."
+    assert "an equation does not hold" not in said(step, problem=problem)[0]
+
+
+@pytest.mark.parametrize("step", ["3 - 11 = -8", "3 * 4 = **12**", "12 / 5 ≈ 2.4", "6. 3 * 4 = 12"])
+def test_a_result_is_no_number_from_nowhere_however_it_is_dressed(step: str) -> None:
+    problem = "3, 4, 5, 11 and 12."
+    assert "uses a number from nowhere" not in said(step, problem=problem)[0]
+
+
+def test_a_given_number_is_not_doubtful_because_a_wrong_sum_used_it() -> None:
+    first, second = said("5 * 3 = 16", "3 * 4 = 12", problem="Ada has 3 boxes of 4 and 5 bags.")
+    assert "an equation does not hold" in first
+    assert "uses a number of a doubtful step" not in second
+
+
+@pytest.mark.parametrize(
+    "step", ["It is " + "9" * 5000, "9," * 4000, "-" * 8000 + "= 4", "1 / 0 = 3", "9" * 200 + "= 9"]
+)
+def test_numbers_of_any_length_and_runs_of_signs_are_read(step: str) -> None:
+    assert checked(step, [step, step]).shape == (2, len(CHECKS))

@@ -72,9 +72,9 @@ def own_layer(head: Any) -> Any:
 def keep_first_layers(model: nn.Module, count: int) -> None:
     """Leave ``count`` layers of a causal language model, in place; the last norm only scales then.
 
-    Its weights belong to what the last layer made, so they become 1. A model whose ``all_layers``
-    says that most were left away already keeps those it has. Raises ConfigError where there are
-    fewer, or where they are no single list.
+    Its weights and bias belong to what the last layer made: they become 1 and 0. A model whose
+    ``all_layers`` says that most were left away already keeps those it has. Raises ConfigError
+    where there are fewer, or where they are no single list.
     """
     body, config = backbone(model).body, base_model(model).config.get_text_config()
     stacks = [name for name, part in body.named_children() if isinstance(part, nn.ModuleList)]
@@ -89,13 +89,15 @@ def keep_first_layers(model: nn.Module, count: int) -> None:
     if getattr(model, "all_layers", None):
         model.all_layers = count  # type: ignore[assignment]
     setattr(body, stacks[0], stack[:count])
+    after = list(dict(body.named_children())).index(stacks[0]) + 1
     config.num_hidden_layers = min(count, len(stack))
     if getattr(config, "layer_types", None):
         config.layer_types = list(config.layer_types)[:count]
-    for part in body.children():
-        weight = getattr(part, "weight", None)
-        if weight is not None and weight.dim() == 1:
-            nn.init.ones_(weight)
+    for part in list(body.children())[after:]:
+        for name, plain in (("weight", 1.0), ("bias", 0.0)):
+            scale = getattr(part, name, None)
+            if scale is not None and scale.dim() == 1:
+                scale.fill_(plain)
 
 
 @torch.no_grad()

@@ -4,11 +4,13 @@ Of latents: ``delta_mse``, ``delta_mae``: mean over edits and dimensions of the 
 ``amount_mae_mm``: mean error of how much each dimension that the label names changes.
 ``direction_accuracy``: share of edits with one direction whose head says it.
 
-Of parts, where the autoencoder is there: the edited latent and the one before are read by it, and
-nothing else is known of the part. Moved is the difference of the two readings.
-``moved_right``: share of changing edits all of whose named dimensions moved the way that was asked.
-``noop_stability``: share of the edits that ask for nothing whose dimensions all moved by less than
-NOOP_MM. ``dimension_mae_mm``: mean over edits of the mean error of all dimensions after the edit.
+Of parts, where the autoencoder is there: the edited latent and the one before are read by it. Moved
+is the difference of the two readings, in the dimensions of the family that the part is of.
+``moved_right``: share of changing edits that are read as that family and all of whose named
+dimensions moved the way that was asked; ``signed/moved_right`` of those whose text has a number
+with a sign, ``unsigned/moved_right`` of the others. ``noop_stability``: share of the edits that
+ask for nothing that are read as that family and whose dimensions all moved by less than NOOP_MM.
+``dimension_mae_mm``: mean over edits of the mean error of all dimensions after the edit.
 ``drift_mm``: mean movement of the dimensions that the label does not name. ``type_accuracy``: share
 of edited latents read as the family the part is of. ``NAME/magnitude``: mean over edits of NAME of
 movement over what was asked. ``NAME/moved_right`` likewise.
@@ -21,6 +23,7 @@ and, for ``dimension_mae_mm``, what the autoencoder reads from the true latent: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +40,7 @@ from headway.recipes.edit_rows import NAMES, WrittenEdits
 from headway.recipes.graph_use import read_latents
 
 NOOP_MM = 1.0
+SIGNED = re.compile(r"[+-]\s*\d")
 RIDGE = 1e-3
 """Of each squared coefficient, for features of unit deviation and targets in the latent's unit, per
 training edit."""
@@ -194,6 +198,7 @@ def of_parts(
     asked = np.isfinite(wanted) & (wanted != 0)
     changing = asked.any(1)
     right = (np.sign(moved) == np.sign(wanted)) | ~asked
+    right[told != family] = False
     still = np.abs(np.where(asked, np.nan, moved))
     found = {
         "type_accuracy": float((told == family).mean()),
@@ -203,8 +208,14 @@ def of_parts(
     }
     if changing.any():
         found["moved_right"] = float(right[changing].all(1).mean())
+    signed = np.array([bool(SIGNED.search(edits.instructions[row])) for row in rows.tolist()])
+    for name, chosen in (("signed", changing & signed), ("unsigned", changing & ~signed)):
+        if chosen.any():
+            found[f"{name}/moved_right"] = float(right[chosen].all(1).mean())
+            found[f"{name}/n"] = float(chosen.sum())
     if not changing.all():
         steady = np.nanmax(np.abs(moved[~changing]), axis=1) < NOOP_MM
+        steady &= (told == family)[~changing]
         found["noop_stability"] = float(steady.mean())
     for place, name in enumerate(NAMES):
         mine = asked[:, place]

@@ -6,6 +6,7 @@ moved for it.
 
 from __future__ import annotations
 
+import math
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,11 +70,16 @@ def asked(request: Mapping[str, Any]) -> Request:
     refuse_unwritable(out)
     if given == ["z_src"]:
         z = request["z_src"]
-        if not isinstance(z, list | tuple) or not all(isinstance(v, int | float) for v in z):
+        if not isinstance(z, list | tuple) or not all(map(_is_number, z)):
             raise ConfigError("predict: z_src must be a list of numbers")
         return Request(instruction, None, None, tuple(map(float, z)), out)
     part, notes = part_asked(request)
     return Request(instruction, one_part(part.family, part.values), part, None, out, notes)
+
+
+def _is_number(value: Any) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and math.isfinite(value)
 
 
 def refuse_unwritable(out: Path | None) -> None:

@@ -204,7 +204,7 @@ def load_editor(folder: Path, *, base: Any = None) -> tuple[LatentEditor, EditTe
             "together; export the run again"
         )
     try:
-        if base is not None and (layers := _means(folder)["layers"]) is not None:
+        if base is not None and (layers := _means(folder).get("layers")) is not None:
             keep_first_layers(base, layers)
         language = whole_model(folder) if base is None else adapted_model(folder, base)
     except (

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from headway.recipes.regression import RegressionTask
 
 HEAD_FILE, MEANING_FILE = "head.safetensors", "head.json"
-WRITTEN = tuple(f.name for f in fields(ChainText) if f.name != "tokenizer")
-"""What of ``ChainText`` stands in ``MEANING_FILE``; the tokenizer has files of its own."""
+WRITTEN = tuple(f.name for f in fields(ChainText) if f.name not in ("tokenizer", "checks"))
+"""What of ``ChainText`` stands in ``MEANING_FILE``; the tokenizer has files of its own, and the
+head's shape says whether steps are checked."""
 PROBE = Chain(
     problem="", steps=("4", "2 + 2 = 4.", "4 + 3 = 8."), targets=(None,) * 3,
     source="export", where="export", group="export",
@@ -164,8 +165,9 @@ def with_head(folder: Path, language: nn.Module) -> tuple[Scorer, ChainText]:
     tokenizer = _tokenizer(folder)
     try:
         means = json.loads((folder / MEANING_FILE).read_text(encoding="utf-8"))
-        text = ChainText(tokenizer=tokenizer, **{name: means[name] for name in WRITTEN})
         shape = HeadShape.model_validate(means["head"])
+        written = {name: means[name] for name in WRITTEN}
+        text = ChainText(tokenizer=tokenizer, **written, checks=shape.checks)
         made_with = means["tokenizer"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / MEANING_FILE}: not whole: {error!r}") from error

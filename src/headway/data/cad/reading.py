@@ -85,8 +85,8 @@ def _meant(said: str, family: Family) -> tuple[str, ...]:
     if found:
         return found
     for name, pattern in BY_ADJECTIVE:
-        if re.search(rf"\b(?:{pattern})\b", said) and name in family.names:
-            return (name,)
+        if re.search(rf"\b(?:{pattern})\b", said):
+            return _those(family, name)
     if re.search(r"\b(it|part|everything|block|bracket|tube|channel|cylinder)\b", said):
         return tuple(p.name for p in family.parameters if p.size)
     raise Unreadable(f"{said!r} names no dimension of a {family.name}")
@@ -143,6 +143,9 @@ def _those(family: Family, *names: str) -> tuple[str, ...]:
 def _change(said: str, name: str, values: Mapping[str, float]) -> float:
     """By how much, in mm."""
     figure = FIGURE.search(said)
+    figures = len(FIGURE.findall(said))
+    if figures > 1 or (not figures and re.search(r"(?<!_)\d", said)):
+        raise Unreadable(f"{said!r} has {figures} figures with a unit, not one")
     way = _way(said)
     if figure is None:
         share = next((p for pattern, p in WORDS if re.search(pattern, said)), 10.0)

@@ -42,7 +42,12 @@ DOUBTS = (
 )
 """Those of ``CHECKS`` that speak against a step."""
 
-_RESULT = re.compile(r"=\s*[$€£]?\s*$")
+_RESULT = re.compile(
+    r"(?:=>?|≈)\s*(?:about |approximately )?[-−–]?(?:\\boxed\{|\*\*|\\?[$€£]|\()*\s*$"
+)
+"""What stands right before the result of an equation."""
+_LOOK_BACK = 40
+_NUMBERING = re.compile(r"^\s*(?:step\s*)?\d+\s*[.:)]\s", re.IGNORECASE)
 _SAID = {
     "1/2": "half", "1/3": "third", "1/4": "quarter", "1": "one once",
     "2": "two twice double doubled pair couple both", "3": "three thrice triple tripled",
@@ -52,7 +57,8 @@ _SAID = {
     "40": "forty", "50": "fifty", "60": "sixty hour hours hourly minute minutes",
 }  # fmt: skip
 _WORDS = {word: Fraction(value) for value, words in _SAID.items() for word in words.split()}
-_ANYWHERE = frozenset(map(Fraction, (0, 1, 2, 100)))
+_ANYWHERE = frozenset(map(Fraction, (0, 1, 2, 52, 100, 365, 1000, 3600)))
+"""Numbers that anybody may use."""
 
 
 def checked(problem: str, steps: Sequence[str]) -> NDArray[np.float32]:
@@ -74,7 +80,7 @@ def checked(problem: str, steps: Sequence[str]) -> NDArray[np.float32]:
             not results.isdisjoint(used), min(len(unused), 3) / 3, said_again,
         )  # fmt: skip
         if false or lost or leans:
-            doubtful |= {*made, *lost, *used[-1:]}
+            doubtful |= {*made, *lost, *(() if made else used[-1:])}
         false_before, lost_before = false_before or false, lost_before or bool(lost)
         unused = [value for value in unused if value not in used] + list(made)
         results |= set(made)
@@ -107,16 +113,20 @@ def _read(step: str) -> _Step:
     """Cached: the chains of one problem share most of their steps."""
     made: list[Fraction] = []
     used: list[Fraction] = []
-    for match in NUMBER.finditer(step):
-        kind = made if _RESULT.search(step[: match.start()]) else used
+    plain = _NUMBERING.sub("", step)
+    for match in NUMBER.finditer(plain):
+        before = plain[max(0, match.start() - _LOOK_BACK) : match.start()]
+        kind = made if _RESULT.search(before) else used
         kind.append(Number.read(match.group()).value)
     others = tuple(value for value in used if value not in made)
     return _Step(tuple(made), others, frozenset(_words(step)), false_equation(step) is not None)
 
 
 def _traced(value: Fraction, known: Set[Fraction]) -> bool:
-    """Whether a number is known, or is a percentage that is, as a share or the reverse."""
-    return value in known or value / 100 in known or value * 100 in known
+    """Whether a number is known, as a percentage or as a share, or as what is left or added: .2,
+    20, .8 and 1.2 are all of 20 percent."""
+    forms = (value, value / 100, value * 100, 100 - 100 * value, 100 * value - 100)
+    return not known.isdisjoint(forms)
 
 
 def _values(text: str) -> set[Fraction]:

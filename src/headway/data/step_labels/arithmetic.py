@@ -16,7 +16,8 @@ from itertools import pairwise
 from math import floor
 
 NUMBER = re.compile(
-    r"(?<![A-WYZa-wyz\d.])(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\d|(?:st|nd|rd|th)\b)"
+    r"(?<![A-WYZa-wyz\d.])(?:(?:\d{1,3}(?:,\d{3}){1,99}|\d{1,300})(?:\.\d{1,300})?|\.\d{1,300})"
+    r"(?!\d|(?:st|nd|rd|th)\b)"
 )
 _OPERATORS: Mapping[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
@@ -25,7 +26,10 @@ _OPERATORS: Mapping[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Div: operator.truediv,
 }
 _LONGEST_EXPRESSION = 400
-_EQUATION = re.compile(r"[\d.,$€£%+\-*/xX×÷−–() ]*(?:=[\d.,$€£%+\-*/xX×÷−–() ]*)+")
+_PLAIN = r"[\d.,$€£%+\-*/xX×÷−–() ]"
+_EQUATION = re.compile(rf"(?<!{_PLAIN}){_PLAIN}*(?:={_PLAIN}*)+")
+_INSIDE = re.compile(r"(?:\\[A-Za-z]+|[\^·√—_]|\b(?:times|mod))\s*$")
+"""What stands before a run of arithmetic that is the end of something larger."""
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-"})
 _TIMES = re.compile(r"(?<=[\d)%])(\s*)[xX](?=\s*[$(.\d])")
 
@@ -116,7 +120,11 @@ def false_equation(text: str) -> str | None:
         before = text[: found.end() - len(run.lstrip(" ,"))]
         plain = times_as_star(run.lstrip(" ,").translate(_SIGNS))
         sides = [side.strip().rstrip(".,") for side in plain.split("=")]
-        if before[-1:].isalpha() or before.endswith(":") or sides[0][:1] in ("+", "-", "*", "/"):
+        if all(NUMBER.fullmatch(side.strip("$€£% ")) for side in sides[:2]):
+            sides = sides[1:]  # "20% of 50 = 10", "$5 = 500 cents": no sum stands there
+        if _INSIDE.search(before) or before[-1:].isalpha() or before.endswith(":"):
+            continue
+        if sides[0][:1] in ("+", "-", "*", "/"):
             continue  # the run begins inside something else: a variable, a clock time, a sum
         if not all(_agree(left, right) for left, right in pairwise(sides)):
             return run.strip()
