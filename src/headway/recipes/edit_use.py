@@ -6,8 +6,8 @@ moved for it.
 
 from __future__ import annotations
 
-import math
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
