@@ -18,7 +18,7 @@ from headway.config import RunConfig
 from headway.data.cad import FAMILIES, json_edits, read_json_edits
 from headway.errors import ConfigError, DataError
 from headway.models.graph_vae import GraphVae, VaeShape
-from headway.recipes.edit_metrics import errors, measure, of_parts, ridge
+from headway.recipes.edit_metrics import SIGNED, errors, measure, of_parts, ridge
 from headway.recipes.edit_rows import NAMES, WrittenEdits, directions, split_off
 from headway.recipes.editor_config import LatentEditorConfig
 from headway.recipes.graph_use import export_vae
@@ -242,6 +242,10 @@ def test_half_a_change_a_drift_and_a_moved_no_op_are_seen(tmp_path: Path) -> Non
     drifting[:, 6:] += 0.05
     drifts = of_parts(rows, every, Exact(), drifting)
     assert drifts["drift_mm"] > 1 and drifts["noop_stability"] == 0
+    signed = [bool(SIGNED.search(text)) for text in rows.edits.instructions]
+    some = of_parts(rows, every, Exact(), np.where(np.array(signed)[:, None], -truth, truth))
+    assert some["signed/moved_right"] == 0 and some["unsigned/moved_right"] == 1
+    assert some["signed/n"] + some["unsigned/n"] == some["n_changing"] > some["signed/n"] > 20
     other = truth.copy()
     other[:, :6] += np.roll(np.eye(6)[rows.edits.family], 1, axis=1) * 2
     found = of_parts(rows, every, Exact(), other)
