@@ -127,7 +127,7 @@ def export_editor(task: LatentEditorTask, base: Any, to: Path, format: str) -> M
         if not torch.equal(tensor.cpu(), kept[name].detach().cpu()):
             raise CheckpointError(f"{to}: {name} of the head was read back with other values")
     if task.config.tuning.kind == "qlora":
-        return found | {"deltas": "not compared: the base is not in four bits there"}
+        return found | {"answers": "not compared: the base is not in four bits there"}
     return found | same_answers(task, again, to)
 
 
